@@ -1,0 +1,1 @@
+//! golfc as a library: one module per stage, in data-flow order.

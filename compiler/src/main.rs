@@ -1,0 +1,2 @@
+//! The golfc command line.
+fn main() {}

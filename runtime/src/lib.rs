@@ -1,0 +1,1 @@
+//! The runtime linked into every executable that golfc makes.
