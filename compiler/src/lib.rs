@@ -1,1 +1,4 @@
 //! golfc as a library: one module per stage, in data-flow order.
+
+pub mod graph;
+pub mod kernel;

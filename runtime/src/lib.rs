@@ -1,1 +1,3 @@
 //! The runtime linked into every executable that golfc makes.
+
+pub mod plan;

@@ -1,0 +1,424 @@
+//! The plan: everything an executable knows about its program, as plain data.
+//!
+//! *Takes* nothing; *gives* the types that golfc writes (postcard, zstd) into the executable and the runtime reads; *promises*
+//! to depend on nothing but serde, so that compiler and runtime agree by construction.
+//!
+//! An executable holds one [`Program`]. A program has one [`Variant`] per precision; a variant has one static list of kernel
+//! [`Call`]s per graph. All memory is in four segments whose layouts are fixed when compiling: see [`Segment`].
+
+use serde::{Deserialize, Serialize};
+
+/// Raised whenever the layout of anything here changes.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Dtype of a buffer in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum DType {
+    F32,
+    Bf16,
+    F16,
+    I32,
+    I8,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::Bf16 | DType::F16 => 2,
+            DType::I8 | DType::Bool => 1,
+        }
+    }
+}
+
+/// Where a buffer lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Segment {
+    /// Parameters, optimiser state, averages, counters: what a checkpoint is. Same offsets for all graphs of a variant.
+    State,
+    /// Gradient accumulators. Same offsets for all graphs; never saved.
+    Grad,
+    /// Intermediates of one graph, inputs and outputs; planned by liveness, sized for the largest graph.
+    Scratch,
+    /// Constant tables, from [`Variant::constants`].
+    Const,
+}
+
+/// A place in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// Which segment.
+    pub segment: Segment,
+    /// Bytes from its start, a multiple of 64.
+    pub offset: u64,
+}
+
+/// A named buffer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Name in the program, e.g. `blocks.0.attn.c_q.weight`, `muon.m.blocks.0.attn.c_q.weight`, `tokens`.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Extents, outermost first (row-major, dense).
+    pub shape: Vec<usize>,
+    /// Where.
+    pub place: Place,
+}
+
+impl Buffer {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+    /// Size in memory, bytes.
+    pub fn bytes(&self) -> usize {
+        self.numel() * self.dtype.bytes()
+    }
+}
+
+/// How a parameter or state starts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Init {
+    /// Every element the same number.
+    Fill(f64),
+    /// Normal with mean 0 and this standard deviation; Philox keyed by (seed, name), see `rng`.
+    Normal(f64),
+    /// Uniform in [-a, a).
+    Uniform(f64),
+    /// Polar factor of a normal matrix, times a gain (f64 host linear algebra). Two axes.
+    Orthogonal(f64),
+    /// One number per position of the first axis.
+    Rows(Vec<f64>),
+    /// Copy of a parameter's initial value (averages that start from the weights).
+    CopyOf(String),
+}
+
+/// A parameter: a State-segment buffer with a name others rely on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Param {
+    /// Index into [`Variant::state`].
+    pub buffer: u32,
+    /// Initial value.
+    pub init: Init,
+    /// Group tag (`matrices`, `embeddings`, ...).
+    pub group: String,
+    /// Declared `unused`: kept and counted, never stepped, no gradient.
+    pub unused: bool,
+}
+
+/// A scalar program evaluated by the host in f64 (schedules, conditions). Values are pushed in order; the last is the result.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct HostExpr {
+    /// Operations; operands are indices of earlier operations.
+    pub ops: Vec<HostOp>,
+}
+
+/// One operation of a [`HostExpr`]. Booleans are 0 and 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum HostOp {
+    Const(f64),
+    /// A clock field by name: `step`, `progress`, `step_time`, `budget` in training; `chunk`, `chunks` in adaptation; `scale` (the
+    /// schedule's result) in conditions of averages and phases.
+    Clock(String),
+    Unary(HostUnary, u32),
+    Binary(HostBinary, u32, u32),
+    Select(u32, u32, u32),
+}
+
+/// See [`HostOp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum HostUnary {
+    Neg, Exp, Log, Sin, Cos, Sqrt, Abs, Round, Floor, Sign, Not, Tanh,
+}
+
+/// See [`HostOp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum HostBinary {
+    Add, Sub, Mul, Div, Min, Max, Pow, Mod, Eq, Ne, Lt, Le, Gt, Ge, And, Or,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Index into [`Variant::kernels`].
+    pub kernel: u32,
+    /// The kernel runs for task numbers `0..tasks`, in any order and on any thread: tasks write disjoint memory.
+    pub tasks: u32,
+    /// Pointers passed, in the kernel's order.
+    pub args: Vec<Place>,
+}
+
+/// What a kernel is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Linker symbol stem, or the name of a runtime built-in when [`Kernel::builtin`].
+    pub symbol: String,
+    /// Family for `bench` and `--explain`: `gemm`, `pack`, `row`, `attend`, `attend_grad`, `scatter`, `host`.
+    pub family: String,
+    /// Work of one call, floating-point operations.
+    pub flops: u64,
+    /// Bytes one call must read and write.
+    pub bytes: u64,
+    /// Bytes of private scratch one thread needs, 64-byte aligned.
+    pub scratch: u64,
+    /// Implemented by the runtime (host linear algebra, quantile), not generated.
+    pub builtin: Option<Builtin>,
+}
+
+/// Kernels the runtime itself provides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Builtin {
+    /// args: x f32 [rows, n], out f32 [rows]; one task per row. The `q`-quantile of each row, linear interpolation.
+    Quantile {
+        /// Row length.
+        n: u64,
+        /// In [0, 1].
+        q: f64,
+    },
+}
+
+/// A graph as a list of launches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GraphPlan {
+    /// `train.micro`, `train.shard`, `train.update`, `score`, ... (see `Program` docs).
+    pub name: String,
+    /// Launches, in order, each complete before the next.
+    pub calls: Vec<Call>,
+    /// Host-written buffers.
+    pub inputs: Vec<Buffer>,
+    /// Host-read buffers.
+    pub outputs: Vec<Buffer>,
+    /// Scratch bytes this graph needs.
+    pub scratch: u64,
+}
+
+/// A scalar the host computes before a graph runs and writes as f32 into the input buffer of the same name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hyper {
+    /// Input buffer name, e.g. `hyper.muon.matrices.lr`.
+    pub name: String,
+    /// Its value from the clock.
+    pub value: HostExpr,
+}
+
+/// One weight average of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Average {
+    /// `swa`, `ema`.
+    pub name: String,
+    /// Non-zero after a step: run `update`.
+    pub when: HostExpr,
+    /// Graph that folds the current weights in.
+    pub update: String,
+    /// Graph that writes the average into the parameters at the end. The first average in program order with at least one update is used.
+    pub finish: String,
+}
+
+/// What `train` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Train {
+    /// Shard file pattern, e.g. `fineweb_train_*.bin`.
+    pub data: String,
+    /// Logical shards of a batch.
+    pub ranks: u32,
+    /// Tokens per step over all ranks; a multiple of `ranks * seq`.
+    pub batch: u64,
+    /// Tokens per row.
+    pub seq: u32,
+    /// Rows in one run of `train.micro`; divides `batch / ranks / seq`.
+    pub micro_rows: u32,
+    /// Time budget, seconds.
+    pub stop: f64,
+    /// Step cap shown as N in `step:i/N` and never exceeded.
+    pub iterations: u64,
+    /// Learning-rate multiplier from the clock.
+    pub schedule: HostExpr,
+    /// Scalars of `train.update` and `train.shard`. They see `scale`.
+    pub hypers: Vec<Hyper>,
+    /// Averages, in order of preference.
+    pub averages: Vec<Average>,
+}
+
+/// One parameter's packing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PackParam {
+    /// Parameter name.
+    pub name: String,
+    /// Rule name (`int6`, `int8`, `f16`, ...).
+    pub rule: String,
+    /// Graph with outputs `codes` (I8, shape of the parameter), `scale` (F16, rows) and `dequant` (F32); `None`: stored as fp16 as it is.
+    pub graph: Option<String>,
+}
+
+/// What `quantize` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quantize {
+    /// Every parameter, in state order (unused ones too).
+    pub params: Vec<PackParam>,
+    /// Codec name, `zstd`.
+    pub codec: String,
+    /// Codec level.
+    pub level: i32,
+    /// `bytes_model + bytes_code` may not exceed this.
+    pub cap: u64,
+}
+
+/// Score-first adaptation in chunks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adapt {
+    /// Targets per chunk.
+    pub chunk: u64,
+    /// Passes over a chunk.
+    pub epochs: u32,
+    /// Sequences (of `window` tokens) per update.
+    pub batch: u32,
+    /// Rows in one run of `adapt.micro`.
+    pub micro_rows: u32,
+    /// Scalars of `adapt.update` from `chunk`, `chunks`.
+    pub hypers: Vec<Hyper>,
+}
+
+/// What `evaluate` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluate {
+    /// Shard file pattern.
+    pub data: String,
+    /// Window length in tokens.
+    pub window: u32,
+    /// Targets newly scored per window.
+    pub stride: u32,
+    /// Score at most this many targets (marked `partial`).
+    pub limit: Option<u64>,
+    /// Rows in one run of `score`.
+    pub rows: u32,
+    /// Chunked adaptation, if declared.
+    pub adapt: Option<Adapt>,
+}
+
+/// All graphs of one precision.
+///
+/// Graphs by name (buffers in parentheses; B, T as in [`Train`]/[`Evaluate`]):
+/// - `train.micro`: inputs `tokens` I32 [B,T], `targets` I32 [B,T], `scale` F32 [] (weight of one token's loss: 1 / tokens of
+///   the logical shard); output `nll` F32 [B,T]; adds to every `grad.NAME`.
+/// - `train.shard`: after the micro-batches of one logical shard: adds (clipped if `per shard`) `grad.*` / ranks to `total.*`;
+///   output `grad_norm` F32 []. The host zeroes `grad.*` before each shard and `total.*` before each step.
+///   With `ranks = 1` there is no `total.*`: the graph clips `grad.*` in place.
+/// - `train.update`: reads the totals and the hypers, writes parameters and optimiser state; output `grad_norm` if the clip is here.
+/// - `average.NAME.update`, `average.NAME.finish`.
+/// - `score`: inputs `tokens`, `targets` [rows, window]; output `nll` F32 [rows, window].
+/// - `adapt.micro` (as `train.micro`, T = window), `adapt.update` (clip, optimiser; state `adapt.*`).
+/// - `pack.NAME`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// `bf16` or `f32`.
+    pub precision: String,
+    /// State segment, in offset order: parameters first, then optimiser state, averages.
+    pub state: Vec<Buffer>,
+    /// Initial values of the entries of `state` that are not parameters, by index.
+    pub state_init: Vec<(u32, Init)>,
+    /// State segment size, bytes.
+    pub state_bytes: u64,
+    /// Gradient segment: `grad.NAME`, `total.NAME`.
+    pub grads: Vec<Buffer>,
+    /// Gradient segment size, bytes.
+    pub grad_bytes: u64,
+    /// Constant segment content.
+    #[serde(with = "serde_bytes_vec")]
+    pub constants: Vec<u8>,
+    /// Parameters, in state order.
+    pub params: Vec<Param>,
+    /// Kernels of this variant.
+    pub kernels: Vec<Kernel>,
+    /// Graphs.
+    pub graphs: Vec<GraphPlan>,
+}
+
+/// A device kind the object holds code for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tier {
+    /// `cpu-v3`, `cpu-avx512bf16`.
+    pub name: String,
+}
+
+/// The whole program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// [`PLAN_VERSION`] of the compiler.
+    pub version: u32,
+    /// Stem of the source file, e.g. `vrl11`.
+    pub name: String,
+    /// The .golf source after `--set`, exactly as counted in `bytes_code`.
+    pub source: String,
+    /// Every prelude definition the program uses, as counted in `bytes_code`.
+    pub prelude: String,
+    /// The overrides given, `PATH=EXPR` each.
+    pub overrides: Vec<String>,
+    /// Vocabulary size.
+    pub vocab: u32,
+    /// golfc's version.
+    pub golfc: String,
+    /// glibc of the build machine.
+    pub glibc: String,
+    /// One-line descriptions of the techniques in the program, from the source, for the generated README.
+    pub techniques: Vec<String>,
+    /// Predicted peak resident memory of training, bytes, by precision (as `variants`).
+    pub predicted_rss: Vec<u64>,
+    /// FLOPs per training token (6 N + attention), for MFU.
+    pub flops_per_token: u64,
+    /// Device kinds, best last.
+    pub tiers: Vec<Tier>,
+    /// `bf16` first if the program computes in bf16, then `f32`.
+    pub variants: Vec<Variant>,
+    /// Training.
+    pub train: Train,
+    /// Packing.
+    pub quantize: Quantize,
+    /// Evaluation.
+    pub evaluate: Evaluate,
+}
+
+mod serde_bytes_vec {
+    use serde::{Deserializer, Serializer};
+    pub fn serialize<S: Serializer>(v: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(v)
+    }
+    pub fn deserialize<'d, D: Deserializer<'d>>(d: D) -> Result<Vec<u8>, D::Error> {
+        struct V;
+        impl serde::de::Visitor<'_> for V {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, b: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(b.to_vec())
+            }
+        }
+        d.deserialize_bytes(V)
+    }
+}
+
+/// The C-level table the generated object defines and hands to `golf_main`.
+///
+/// `plan` is the zstd-compressed postcard form of [`Program`]. `kernels[v]` has, for variant v, `tiers * kernels` entries:
+/// `entry[tier * kernel_count + kernel]`, null for built-ins.
+#[repr(C)]
+pub struct ProgramTable {
+    /// [`PLAN_VERSION`].
+    pub version: u64,
+    /// Compressed plan.
+    pub plan: *const u8,
+    /// Its length.
+    pub plan_len: u64,
+    /// One pointer per variant, each to an array of [`KernelFn`] or null.
+    pub kernels: *const *const Option<KernelFn>,
+}
+
+/// A generated kernel: task number, argument pointers (in the order of [`Call::args`]), this thread's private scratch.
+pub type KernelFn = unsafe extern "C" fn(task: u64, args: *const *mut u8, scratch: *mut u8);
