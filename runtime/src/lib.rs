@@ -1,3 +1,4 @@
 //! The runtime linked into every executable that golfc makes.
 
+pub mod error;
 pub mod plan;
