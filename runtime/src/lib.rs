@@ -1,4 +1,5 @@
 //! The runtime linked into every executable that golfc makes.
 
 pub mod error;
+pub mod eval;
 pub mod plan;

@@ -4,4 +4,7 @@ pub mod engine;
 pub mod protocol;
 pub mod receipt;
 pub mod score;
+#[cfg(test)]
+mod tests;
+pub mod verify;
 pub mod window;

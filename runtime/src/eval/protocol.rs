@@ -237,13 +237,12 @@ fn resume(header: &mut Header, files: &Files) -> Result<Option<(Snapshot, Vec<Ch
     if old.end.is_some() {
         return Ok(None); // a finished evaluation is simply done again
     }
-    let mut same = old.header.clone();
-    same.attempts = header.attempts;
-    header.attempts = old.header.attempts + 1;
-    let snapshot = Snapshot::read(&files.snapshot).filter(|_| same == *header || { same.attempts = header.attempts; same == *header });
-    let keep = snapshot.as_ref().map_or(0, |s| s.receipt_offset.min(text.len() as u64));
+    // An empty line ends each aborted attempt, so the file also counts them.
+    let snapshot = Snapshot::read(&files.snapshot).filter(|_| Header { attempts: header.attempts, ..old.header.clone() } == *header);
+    let keep = snapshot.as_ref().map_or(0, |s| s.receipt_offset.min(whole as u64));
     let mut aborted = fs::File::options().append(true).create(true).open(&files.aborted).map_err(|e| Error::io(&files.aborted, e))?;
-    aborted.write_all(&text[keep as usize..]).and_then(|_| aborted.write_all(b"\n")).map_err(|e| Error::io(&files.aborted, e))?;
+    aborted.write_all(&text[keep as usize..whole]).and_then(|_| aborted.write_all(b"\n")).map_err(|e| Error::io(&files.aborted, e))?;
+    header.attempts = 1 + fs::read(&files.aborted).map_or(0, |t| t.split(|&b| b == b'\n').filter(|l| l.is_empty()).count() as u32 - 1);
     let Some(snapshot) = snapshot else { return Ok(None) };
     let n = old.offsets.iter().position(|&o| o == snapshot.receipt_offset);
     match n {
