@@ -1,3 +1,12 @@
-//! The graph IR: types, op table, text form, verifier, interpreter.
+//! The graph IR: types, op table, builder, text form, verifier, interpreter.
 
+pub mod build;
+mod build_ops;
+pub mod error;
+pub mod infer;
 pub mod ir;
+pub mod ops;
+pub mod scalar;
+mod simplify;
+#[cfg(test)]
+mod tests;

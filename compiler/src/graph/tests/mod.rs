@@ -1,0 +1,3 @@
+//! Tests of the graph stage.
+
+mod build;
