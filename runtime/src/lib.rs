@@ -3,3 +3,4 @@
 pub mod error;
 pub mod eval;
 pub mod plan;
+pub mod quant;

@@ -1,0 +1,3 @@
+//! From weights to a file under the cap, and back.
+
+pub mod artifact;
