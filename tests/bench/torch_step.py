@@ -76,7 +76,7 @@ class Model(torch.nn.Module):
                 skips.append(x)
         z = F.linear(rms(x), self.emb.to(x.dtype))
         logits = 30.0 * torch.tanh(z / 30.0)
-        return F.cross_entropy(logits.float().view(-1, VOCAB), targets.view(-1))
+        return F.cross_entropy(logits.float().view(-1, VOCAB), targets.reshape(-1))
 
 
 def newton_schulz(g, dtype):
@@ -138,7 +138,7 @@ def main():
             first = t1 - start
         if i >= 2:
             times.append(t1 - t0)
-    print(json.dumps({"first_s": first, "step_s": times, "loss": float(loss), "torch": torch.__version__, "threads": torch.get_num_threads()}))
+    print(json.dumps({"first_s": first, "step_s": times, "loss": loss.item(), "torch": torch.__version__, "threads": torch.get_num_threads()}))
 
 
 main()
