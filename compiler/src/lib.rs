@@ -1,5 +1,7 @@
 //! golfc as a library: one module per stage, in data-flow order.
 
+pub mod driver;
 pub mod graph;
 pub mod kernel;
 pub mod optim;
+pub mod target;

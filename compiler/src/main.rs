@@ -1,23 +1,15 @@
 //! The golfc command line. Everything it does is a call into the library; here are only flags, files and exit codes.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Compiler for small language models under a hard budget.
 #[derive(Parser, Debug)]
-#[command(name = "golfc", version = golf_compiler::target::VERSION, about, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(name = "golfc", version = golf_compiler::target::VERSION, about)]
 struct Cli {
-    #[command(subcommand)]
-    command: Option<Command>,
     #[command(flatten)]
     compile: Compile,
-}
-
-#[derive(Subcommand, Debug)]
-enum Command {
-    /// Turn text into token shards.
-    Data(golf_compiler::data::DataArgs),
 }
 
 #[derive(Args, Debug)]
@@ -77,28 +69,25 @@ fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    let code = match cli.command {
-        Some(Command::Data(args)) => golf_compiler::driver::data(args),
-        None => {
-            let c = cli.compile;
-            golf_compiler::driver::compile(golf_compiler::driver::Options {
-                files: c.files,
-                out: c.out,
-                check: c.check,
-                check_legality: c.check_legality,
-                check_kernels: c.check_kernels,
-                emit: c.emit,
-                emit_check: c.emit_check,
-                targets: c.target,
-                sets: c.sets,
-                precision: c.precision,
-                explain: c.explain,
-                fmt: c.fmt,
-                time: c.time,
-                json: c.error_format == "json",
-                jobs: c.jobs,
-            })
-        }
+    let code = {
+        let c = cli.compile;
+        golf_compiler::driver::compile(golf_compiler::driver::Options {
+            files: c.files,
+            out: c.out,
+            check: c.check,
+            check_legality: c.check_legality,
+            check_kernels: c.check_kernels,
+            emit: c.emit,
+            emit_check: c.emit_check,
+            targets: c.target,
+            sets: c.sets,
+            precision: c.precision,
+            explain: c.explain,
+            fmt: c.fmt,
+            time: c.time,
+            json: c.error_format == "json",
+            jobs: c.jobs,
+        })
     };
     ExitCode::from(code)
 }

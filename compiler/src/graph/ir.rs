@@ -119,7 +119,17 @@ pub struct Buffer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Unary {
-    Neg, Exp, Log, Tanh, Sigmoid, Sin, Cos, Sqrt, Rsqrt, Abs, Recip,
+    Neg,
+    Exp,
+    Log,
+    Tanh,
+    Sigmoid,
+    Sin,
+    Cos,
+    Sqrt,
+    Rsqrt,
+    Abs,
+    Recip,
     /// Half to even.
     Round,
     Floor,
@@ -133,7 +143,10 @@ pub enum Unary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Binary {
-    Add, Sub, Mul, Div,
+    Add,
+    Sub,
+    Mul,
+    Div,
     /// First operand on ties.
     Min,
     /// First operand on ties.
@@ -141,8 +154,17 @@ pub enum Binary {
     Pow,
     /// Euclidean remainder on integers (result has the sign of the divisor), `a - b*floor(a/b)` on floats.
     Mod,
-    And, Or, Xor, Shl, Shr,
-    Eq, Ne, Lt, Le, Gt, Ge,
+    And,
+    Or,
+    Xor,
+    Shl,
+    Shr,
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
 }
 
 /// Reductions over whole axes.

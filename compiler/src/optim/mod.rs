@@ -107,7 +107,14 @@ pub trait Source {
     /// The clip of a phase: (largest norm, per logical shard).
     fn clip(&self, phase: Phase) -> Option<(f64, bool)>;
     /// Applies the phase's optimiser for parameter `index`. `None`: no binding selects it (it stays as it is).
-    fn update(&self, b: &mut Builder, phase: Phase, index: usize, w: NodeId, g: NodeId) -> Result<Option<Updated>, Error>;
+    fn update(
+        &self,
+        b: &mut Builder,
+        phase: Phase,
+        index: usize,
+        w: NodeId,
+        g: NodeId,
+    ) -> Result<Option<Updated>, Error>;
     /// Names of the averages in order of preference.
     fn averages(&self) -> Vec<String>;
     /// New states of one average for parameter `index` after a step.
@@ -173,8 +180,15 @@ pub fn storage(dtype: DType, precision: DType) -> DType {
 }
 
 /// Reads a parameter or state buffer, making it if the graph does not have it yet.
-pub fn read_buffer(b: &mut Builder, name: &str, axes: &[(String, usize)], dtype: DType, kind: BufferKind) -> Result<NodeId, Error> {
-    let ids = axes.iter().map(|(n, s)| b.axis(n, *s, crate::graph::ir::AxisRole::Plain)).collect::<Result<Vec<_>, _>>()?;
+pub fn read_buffer(
+    b: &mut Builder,
+    name: &str,
+    axes: &[(String, usize)],
+    dtype: DType,
+    kind: BufferKind,
+) -> Result<NodeId, Error> {
+    let ids =
+        axes.iter().map(|(n, s)| b.axis(n, *s, crate::graph::ir::AxisRole::Plain)).collect::<Result<Vec<_>, _>>()?;
     let buffer = b.buffer(name, dtype, &ids, kind)?;
     Ok(b.read(buffer)?)
 }
