@@ -12,8 +12,9 @@ pub mod attend;
 pub mod gemm;
 pub mod row;
 pub mod scatter;
+mod text;
 
-use crate::graph::ir::DType;
+use crate::graph::ir::{DType, EffectMode, Graph, Op};
 
 /// One generated function of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,95 @@ pub enum Kernel {
     Scatter(scatter::Scatter),
     /// Implemented by the runtime.
     Host(golf_runtime::plan::Builtin),
+}
+
+impl Kernel {
+    /// Family name as in [`golf_runtime::plan::Kernel::family`].
+    pub fn family(&self) -> &'static str {
+        match self {
+            Kernel::Row(_) => "row",
+            Kernel::Gemm(_) => "gemm",
+            Kernel::Attend(a) => match a.pass {
+                attend::Pass::Forward => "attend",
+                attend::Pass::Backward => "attend_grad",
+            },
+            Kernel::Scatter(_) => "scatter",
+            Kernel::Host(_) => "host",
+        }
+    }
+
+    /// Symbol stem: the family and a hash of [`Kernel::text`]. Generated functions are `{symbol}_{entry}_{tier}`.
+    pub fn symbol(&self) -> String {
+        let hash = blake3::hash(self.text().as_bytes()).to_hex();
+        format!("{}_{}", self.family(), &hash.as_str()[..16])
+    }
+
+    /// The whole description as canonical text (`--emit=kernels`): equal text means equal code.
+    pub fn text(&self) -> String {
+        text::kernel(self)
+    }
+
+    /// The generated functions, in launch order.
+    pub fn launches(&self) -> Vec<Launch> {
+        match self {
+            Kernel::Row(k) => k.launches(),
+            Kernel::Gemm(k) => k.launches(),
+            Kernel::Attend(k) => k.launches(),
+            Kernel::Scatter(k) => k.launches(),
+            Kernel::Host(golf_runtime::plan::Builtin::Quantile { .. }) => Vec::new(),
+        }
+    }
+
+    /// Bytes of each temporary that lives from the first launch to the last.
+    pub fn temps(&self) -> Vec<u64> {
+        match self {
+            Kernel::Gemm(k) => k.temps(),
+            Kernel::Attend(k) => k.temps(),
+            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Host(_) => Vec::new(),
+        }
+    }
+
+    /// How each argument is used, in order.
+    pub fn accesses(&self) -> Vec<Access> {
+        match self {
+            Kernel::Row(k) => body_accesses(&k.graph),
+            Kernel::Gemm(k) => {
+                let mut all = vec![Access::Read, Access::Read];
+                // Buffer 0 is the pseudo-buffer `acc`.
+                all.extend(body_accesses(&k.epilogue).into_iter().skip(1));
+                if k.accumulate {
+                    all.iter_mut().skip(2).filter(|a| **a == Access::Write).for_each(|a| *a = Access::Update);
+                }
+                all
+            }
+            Kernel::Attend(k) => k.accesses(),
+            Kernel::Scatter(k) => {
+                vec![Access::Read, Access::Read, if k.accumulate { Access::Update } else { Access::Write }]
+            }
+            Kernel::Host(golf_runtime::plan::Builtin::Quantile { .. }) => vec![Access::Read, Access::Write],
+        }
+    }
+}
+
+/// How a fused body uses each of its buffers.
+fn body_accesses(body: &Graph) -> Vec<Access> {
+    let mut read = vec![false; body.buffers.len()];
+    let mut written = vec![false; body.buffers.len()];
+    for node in &body.nodes {
+        if let Op::Read(b) = node.op {
+            read[b.0 as usize] = true;
+        }
+    }
+    for effect in &body.effects {
+        written[effect.buffer.0 as usize] = true;
+        read[effect.buffer.0 as usize] |= effect.mode == EffectMode::Accumulate;
+    }
+    let access = |(r, w)| match (r, w) {
+        (_, false) => Access::Read,
+        (false, true) => Access::Write,
+        (true, true) => Access::Update,
+    };
+    read.into_iter().zip(written).map(access).collect()
 }
 
 /// Rounds up to a multiple.

@@ -12,7 +12,18 @@
 //! innermost reduced axis (lane = position mod 16, lanes accumulate in ascending order), then the fixed tree
 //! ((0+8)+(4+12))+((2+10)+(6+14)) + (...odd...) i.e. halving: lane i += lane i+8, then i+4, i+2, i+1. Column sums: rows of a task in ascending order.
 
-use crate::graph::ir::{AxisId, Graph};
+//!
+//! More about the body:
+//! - An `Iota` over an outer axis has the type `[axis]` and is only used by `Broadcast`s to types with all outer axes.
+//! - A `Read` may have axes that its buffer does not vary over: their stride is 0. Offsets of slices are in [`RowArg::offset`].
+//! - A buffer may be read and be the target of an effect with the same addressing (in-place update): an element is loaded before it
+//!   is stored, and never loaded again after that.
+//! - A `Broadcast` to the same set of axes in another order is the identity (axes have names).
+//! - `Scan`, `TopKValues`, `TopKIndices` over an inner axis and `Random` may also occur; an emitter that has none of them says so.
+//! - `Gather`: the outer axes are exactly the axes of the index.
+
+use super::{Launch, LaunchArg};
+use crate::graph::ir::{AxisId, EffectMode, Graph, Op};
 
 /// How an argument is addressed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,4 +47,62 @@ pub struct Row {
     pub block: usize,
     /// Addressing, one per buffer of the body.
     pub args: Vec<RowArg>,
+}
+
+impl Row {
+    /// Number of rows: positions of the outer axes.
+    pub fn rows(&self) -> usize {
+        self.outer.iter().map(|a| self.graph.axes[a.0 as usize].size).product()
+    }
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.rows().div_ceil(self.block.max(1))
+    }
+
+    /// Elements of a value that lie in one row.
+    pub fn inner(&self, axes: &[AxisId]) -> usize {
+        axes.iter().filter(|a| !self.outer.contains(a)).map(|a| self.graph.axes[a.0 as usize].size).product()
+    }
+
+    /// The one function.
+    pub fn launches(&self) -> Vec<Launch> {
+        let rows = self.rows() as u64;
+        let mut flops = 0;
+        let mut scratch = 0u64;
+        for node in &self.graph.nodes {
+            let inner = self.inner(&node.ty.axes) as u64;
+            if !matches!(node.op, Op::Read(_) | Op::Const(_)) {
+                flops += crate::graph::ops::flops(&self.graph, node);
+                // Room for every value of a row, in f32, whole vectors.
+                scratch += (inner * 4).next_multiple_of(64);
+            }
+        }
+        let mut bytes = 0;
+        for (i, buffer) in self.graph.buffers.iter().enumerate() {
+            let numel: usize = buffer
+                .ty
+                .axes
+                .iter()
+                .zip(&self.args[i].strides)
+                .filter(|(_, s)| **s != 0)
+                .map(|(a, _)| self.graph.axes[a.0 as usize].size)
+                .product();
+            let times = |e: &crate::graph::ir::Effect| 1 + u64::from(e.mode == EffectMode::Accumulate);
+            let writes: u64 = self.graph.effects.iter().filter(|e| e.buffer.0 as usize == i).map(times).sum();
+            let reads =
+                u64::from(self.graph.nodes.iter().any(|n| n.op == Op::Read(crate::graph::ir::BufferId(i as u32))));
+            let tasks = if self.args[i].per_task { self.tasks() as u64 } else { 1 };
+            bytes += numel as u64 * buffer.ty.dtype.bytes() as u64 * (reads + writes) * tasks;
+        }
+        debug_assert!(rows > 0);
+        vec![Launch {
+            entry: "main",
+            tasks: self.tasks() as u32,
+            args: (0..self.graph.buffers.len()).map(LaunchArg::Arg).collect(),
+            scratch,
+            flops,
+            bytes,
+        }]
+    }
 }
