@@ -1,0 +1,231 @@
+//! Is a plan fit to run?
+//!
+//! *Takes* a decoded [`Program`]; *gives* nothing or the first thing that does not fit; *promises* that a program which passes has
+//! every index in range, every buffer inside its segment and aligned, the graphs and inputs that training, packing and scoring
+//! name, and no arithmetic overflow waiting in its sizes. The plan comes out of our own executable, so a failure means that the file is
+//! damaged or golfc has a bug; either way the run must not start.
+
+use crate::error::{Error, Result};
+use crate::plan::{
+    Buffer, Builtin, DType, GraphPlan, HostExpr, HostOp, Init, PLAN_VERSION, Place, Program, Segment, Variant,
+};
+
+fn bad<T>(what: impl std::fmt::Display) -> Result<T> {
+    Err(Error::input(format!("the plan inside this executable is damaged: {what}")))
+}
+
+/// Checks everything. See the module's promise.
+pub fn program(p: &Program) -> Result<()> {
+    if p.version != PLAN_VERSION {
+        return bad(format!("version {}, expected {PLAN_VERSION}", p.version));
+    }
+    if p.tiers.is_empty() || p.variants.is_empty() {
+        return bad("no code for any device");
+    }
+    if p.predicted_rss.len() != p.variants.len() {
+        return bad("memory predictions and variants differ in number");
+    }
+    train(p)?;
+    for v in &p.variants {
+        variant(p, v).map_err(|e| Error::input(format!("{e} (variant {})", v.precision)))?;
+    }
+    Ok(())
+}
+
+fn train(p: &Program) -> Result<()> {
+    let t = &p.train;
+    let rows = u64::from(t.ranks) * u64::from(t.seq);
+    if t.seq == 0 || rows == 0 || t.batch == 0 || !t.batch.is_multiple_of(rows) {
+        return bad(format!("batch {} is no multiple of ranks {} x seq {}", t.batch, t.ranks, t.seq));
+    }
+    if t.micro_rows == 0 || !(t.batch / rows).is_multiple_of(u64::from(t.micro_rows)) {
+        return bad(format!("{} rows a micro-batch do not divide {} rows", t.micro_rows, t.batch / rows));
+    }
+    if !(t.stop.is_finite() && t.stop > 0.0) || t.iterations == 0 {
+        return bad("no time or steps to train");
+    }
+    let e = &p.evaluate;
+    if e.rows == 0 || e.window == 0 || e.stride == 0 || !e.window.is_multiple_of(e.stride) {
+        return bad(format!("window {} and stride {} do not fit", e.window, e.stride));
+    }
+    if let Some(a) = &e.adapt {
+        if a.chunk == 0 || a.micro_rows == 0 || !a.batch.is_multiple_of(a.micro_rows) || a.batch == 0 {
+            return bad("the adaptation's sizes do not fit");
+        }
+        a.hypers.iter().try_for_each(|h| expr(&h.value))?;
+    }
+    expr(&t.schedule)?;
+    t.hypers.iter().try_for_each(|h| expr(&h.value))?;
+    t.averages.iter().try_for_each(|a| expr(&a.when))
+}
+
+fn expr(e: &HostExpr) -> Result<()> {
+    let fits = |i: usize, used: &[u32]| used.iter().all(|&u| (u as usize) < i);
+    let ok = e.ops.iter().enumerate().all(|(i, op)| match op {
+        HostOp::Const(_) | HostOp::Clock(_) => true,
+        HostOp::Unary(_, a) => fits(i, &[*a]),
+        HostOp::Binary(_, a, b) => fits(i, &[*a, *b]),
+        HostOp::Select(c, a, b) => fits(i, &[*c, *a, *b]),
+    });
+    if ok && !e.ops.is_empty() { Ok(()) } else { bad("a host expression refers to a later value") }
+}
+
+fn variant(p: &Program, v: &Variant) -> Result<()> {
+    let state = |b: &Buffer| b.place.segment == Segment::State;
+    if !v.state.iter().all(state) || !v.grads.iter().all(|b| b.place.segment == Segment::Grad) {
+        return bad("a state or gradient buffer lies in the wrong segment");
+    }
+    for b in v.state.iter().chain(&v.grads) {
+        buffer(v, b, 0)?;
+    }
+    for param in &v.params {
+        let Some(b) = v.state.get(param.buffer as usize) else { return bad("a parameter has no buffer") };
+        init(v, b, &param.init)?;
+    }
+    for (index, how) in &v.state_init {
+        let Some(b) = v.state.get(*index as usize) else { return bad("an initial value has no buffer") };
+        init(v, b, how)?;
+    }
+    let covered = v.params.iter().map(|p| p.buffer).chain(v.state_init.iter().map(|s| s.0));
+    let mut covered = covered.collect::<Vec<_>>();
+    covered.sort_unstable();
+    if covered != (0..v.state.len() as u32).collect::<Vec<_>>() {
+        return bad("state buffers without or with two initial values");
+    }
+    v.graphs.iter().try_for_each(|g| graph(v, g))?;
+    named_graphs(p, v)
+}
+
+fn init(v: &Variant, b: &Buffer, how: &Init) -> Result<()> {
+    match how {
+        Init::Fill(_) | Init::Normal(_) | Init::Uniform(_) => Ok(()),
+        Init::Orthogonal(_) if b.shape.len() == 2 => Ok(()),
+        Init::Orthogonal(_) => bad(format!("{} is to be orthogonal and has {} axes", b.name, b.shape.len())),
+        Init::Rows(rows) if b.shape.first() == Some(&rows.len()) => Ok(()),
+        Init::Rows(rows) => bad(format!("{} starts from {} rows and has shape {:?}", b.name, rows.len(), b.shape)),
+        Init::CopyOf(name) => match v.params.iter().map(|p| &v.state[p.buffer as usize]).find(|s| &s.name == name) {
+            Some(source) if source.shape == b.shape => Ok(()),
+            Some(_) => bad(format!("{} copies {name} of another shape", b.name)),
+            None => bad(format!("{} copies {name}, which is no parameter", b.name)),
+        },
+    }
+}
+
+/// Size of a segment as graph `g` sees it; `scratch` is the graph's own.
+fn segment_bytes(v: &Variant, segment: Segment, scratch: u64) -> u64 {
+    match segment {
+        Segment::State => v.state_bytes,
+        Segment::Grad => v.grad_bytes,
+        Segment::Scratch => scratch,
+        Segment::Const => v.constants.len() as u64,
+    }
+}
+
+fn buffer(v: &Variant, b: &Buffer, scratch: u64) -> Result<()> {
+    let numel = b.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+    let bytes = numel.and_then(|n| n.checked_mul(b.dtype.bytes() as u64));
+    let end = bytes.and_then(|n| n.checked_add(b.place.offset));
+    let size = segment_bytes(v, b.place.segment, scratch);
+    match end {
+        Some(end) if end <= size && b.place.offset.is_multiple_of(64) => Ok(()),
+        _ => bad(format!(
+            "buffer {} at {} does not fit in {size} bytes of {:?}",
+            b.name, b.place.offset, b.place.segment
+        )),
+    }
+}
+
+fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
+    for b in g.inputs.iter().chain(&g.outputs) {
+        buffer(v, b, g.scratch)?;
+    }
+    for call in &g.calls {
+        let Some(kernel) = v.kernels.get(call.kernel as usize) else {
+            return bad(format!("{} calls kernel {} of {}", g.name, call.kernel, v.kernels.len()));
+        };
+        let inside = |p: &Place| p.offset <= segment_bytes(v, p.segment, g.scratch);
+        if !call.args.iter().all(inside) {
+            return bad(format!("{} passes {} memory outside its segment", g.name, kernel.symbol));
+        }
+        if let Some(Builtin::Quantile { n, q }) = &kernel.builtin {
+            let ends = |i: usize, elements: u64| {
+                let place: Option<&Place> = call.args.get(i);
+                let room = place.map(|p| segment_bytes(v, p.segment, g.scratch) - p.offset);
+                elements.checked_mul(4).zip(room).is_some_and(|(need, room)| need <= room)
+            };
+            let rows = u64::from(call.tasks);
+            if call.args.len() != 2
+                || *n == 0
+                || !(0.0..=1.0).contains(q)
+                || !ends(0, n.saturating_mul(rows))
+                || !ends(1, rows)
+            {
+                return bad(format!("{}: a quantile's sizes do not fit", g.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The graphs that the documentation of [`Variant`] promises, with their inputs and outputs.
+fn named_graphs(p: &Program, v: &Variant) -> Result<()> {
+    let (t, e) = (&p.train, &p.evaluate);
+    let (seq, window) = (t.seq as usize, e.window as usize);
+    let f32s = |name: &str, shape: &[usize]| (name.to_string(), DType::F32, shape.to_vec());
+    let tokens = |rows: u32, len: usize| {
+        ["tokens", "targets"].map(|n| (n.to_string(), DType::I32, vec![rows as usize, len])).to_vec()
+    };
+    let has = |name: &str, inputs: Vec<(String, DType, Vec<usize>)>, outputs: Vec<(String, DType, Vec<usize>)>| {
+        let Some(g) = v.graphs.iter().find(|g| g.name == name) else { return bad(format!("no graph {name}")) };
+        for (list, want) in [(&g.inputs, inputs), (&g.outputs, outputs)] {
+            for (n, dtype, shape) in want {
+                let same = |b: &&Buffer| b.name == n && b.dtype == dtype && b.shape == shape;
+                if !list.iter().any(|b| same(&b)) {
+                    return bad(format!("graph {name} has no {n} {dtype:?} {shape:?}"));
+                }
+            }
+        }
+        Ok(())
+    };
+    let hypers = |list: &[crate::plan::Hyper], graphs: &[&str]| {
+        for h in list {
+            let found = v
+                .graphs
+                .iter()
+                .filter(|g| graphs.contains(&g.name.as_str()))
+                .any(|g| g.inputs.iter().any(|b| b.name == h.name && b.dtype == DType::F32 && b.numel() == 1));
+            if !found {
+                return bad(format!("no graph takes {}", h.name));
+            }
+        }
+        Ok(())
+    };
+    let with_scale = |mut list: Vec<_>| {
+        list.push(f32s("scale", &[]));
+        list
+    };
+    let nll = |rows: u32, len| vec![f32s("nll", &[rows as usize, len])];
+    has("train.micro", with_scale(tokens(t.micro_rows, seq)), nll(t.micro_rows, seq))?;
+    has("train.update", vec![], vec![])?;
+    has("score", tokens(e.rows, window), nll(e.rows, window))?;
+    hypers(&t.hypers, &["train.update", "train.shard"])?;
+    for a in &t.averages {
+        has(&a.update, vec![], vec![])?;
+        has(&a.finish, vec![], vec![])?;
+    }
+    if let Some(a) = &e.adapt {
+        has("adapt.micro", with_scale(tokens(a.micro_rows, window)), nll(a.micro_rows, window))?;
+        has("adapt.update", vec![], vec![])?;
+        hypers(&a.hypers, &["adapt.update"])?;
+    }
+    for q in &p.quantize.params {
+        let Some(b) = v.params.iter().map(|x| &v.state[x.buffer as usize]).find(|b| b.name == q.name) else {
+            return bad(format!("{} is to be packed and is no parameter", q.name));
+        };
+        if let Some(name) = &q.graph {
+            let codes = ("codes".to_string(), DType::I8, b.shape.clone());
+            has(name, vec![], vec![codes, f32s("dequant", &b.shape)])?;
+        }
+    }
+    Ok(())
+}
