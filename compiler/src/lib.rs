@@ -1,5 +1,6 @@
 //! golfc as a library: one module per stage, in data-flow order.
 
+pub mod autodiff;
 pub mod driver;
 pub mod graph;
 pub mod kernel;

@@ -4,6 +4,7 @@ pub mod build;
 mod build_ops;
 pub mod error;
 pub mod infer;
+pub mod interpret;
 pub mod ir;
 pub mod ops;
 pub mod scalar;
