@@ -1,8 +1,11 @@
 //! golfc as a library: one module per stage, in data-flow order.
+#![deny(unsafe_code)]
 
 pub mod autodiff;
 pub mod driver;
 pub mod graph;
 pub mod kernel;
+#[cfg(feature = "mlir")]
+pub mod mlir;
 pub mod optim;
 pub mod target;

@@ -1,0 +1,24 @@
+//! CPU kernel emitters, one module per family.
+//!
+//! *Takes* a kernel description; *gives* its functions in a [`Unit`]; *promises* one function per launch, named [`symbol`], of type
+//! `golf_runtime::plan::KernelFn`.
+
+use super::emit::Unit;
+use super::tier::Tier;
+use crate::kernel::Kernel;
+
+/// Linker symbol of one launch of a kernel.
+pub fn symbol(kernel: &Kernel, entry: &str, tier: Tier) -> String {
+    format!("{}_{entry}_{}", kernel.symbol(), tier.suffix())
+}
+
+/// Emits every function of a kernel.
+pub fn emit(unit: &Unit, kernel: &Kernel, tier: Tier) -> Result<(), String> {
+    let _ = (unit, tier);
+    match kernel {
+        Kernel::Gemm(_) | Kernel::Row(_) | Kernel::Attend(_) | Kernel::Scatter(_) => {
+            Err(format!("{}: no emitter for this kernel family in this build", kernel.symbol()))
+        }
+        Kernel::Host(builtin) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
+    }
+}

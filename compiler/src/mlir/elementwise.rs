@@ -1,0 +1,110 @@
+//! The graph's element-wise operations on values of any shape.
+//!
+//! *Takes* operations of [`crate::graph::ir`] and operands typed f32, i32 or i1; *gives* the result; *promises* one meaning of every operation in all
+//! kernel families: row bodies and epilogues call these, nothing else.
+
+use super::emit::{Cmp, Elem, Emit, V};
+use super::math;
+use crate::graph::ir::{Binary, DType, Unary};
+
+/// Element of a value inside a kernel: all floats are f32, narrower integers i32, booleans i1.
+pub fn value_elem(dtype: DType) -> Elem {
+    match dtype {
+        DType::F32 | DType::Bf16 | DType::F16 => Elem::F32,
+        DType::I32 | DType::I8 => Elem::I32,
+        DType::Bool => Elem::I1,
+    }
+}
+
+/// One operand.
+pub fn unary<'c>(e: &Emit<'c>, op: Unary, x: V<'c>) -> V<'c> {
+    let one = || e.fconst(x.ty, 1.0);
+    match op {
+        Unary::Neg => e.neg(x),
+        Unary::Exp => math::exp(e, x),
+        Unary::Log => math::log(e, x),
+        Unary::Tanh => math::tanh(e, x),
+        Unary::Sigmoid => math::sigmoid(e, x),
+        Unary::Sin => math::sin(e, x),
+        Unary::Cos => math::cos(e, x),
+        Unary::Sqrt => e.sqrt(x),
+        Unary::Rsqrt => e.div(one(), e.sqrt(x)),
+        Unary::Abs => e.abs(x),
+        Unary::Recip => e.div(one(), x),
+        Unary::Round => e.round_even(x),
+        Unary::Floor => e.floor(x),
+        Unary::Sign => sign(e, x),
+        Unary::Not => e.xor(x, e.iconst(x.ty, -1)),
+    }
+}
+
+fn sign<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    let zero = e.zero(x.ty);
+    let (one, minus) = match x.ty.elem.is_float() {
+        true => (e.fconst(x.ty, 1.0), e.fconst(x.ty, -1.0)),
+        false => (e.iconst(x.ty, 1), e.iconst(x.ty, -1)),
+    };
+    // Zero, and NaN for floats, stay what they are.
+    let y = e.select(e.cmp(Cmp::Gt, x, zero), one, x);
+    e.select(e.cmp(Cmp::Lt, x, zero), minus, y)
+}
+
+/// Two operands of one type; comparisons give i1.
+pub fn binary<'c>(e: &Emit<'c>, op: Binary, a: V<'c>, b: V<'c>) -> V<'c> {
+    match op {
+        Binary::Add => e.add(a, b),
+        Binary::Sub => e.sub(a, b),
+        Binary::Mul => e.mul(a, b),
+        Binary::Div => e.div(a, b),
+        Binary::Min => e.min(a, b),
+        Binary::Max => e.max(a, b),
+        Binary::Pow => math::pow(e, a, b),
+        Binary::Mod => modulo(e, a, b),
+        Binary::And => e.and(a, b),
+        Binary::Or => e.or(a, b),
+        Binary::Xor => e.xor(a, b),
+        Binary::Shl => e.shl(a, b),
+        Binary::Shr => e.shr(a, b),
+        Binary::Eq => e.cmp(Cmp::Eq, a, b),
+        Binary::Ne => e.cmp(Cmp::Ne, a, b),
+        Binary::Lt => e.cmp(Cmp::Lt, a, b),
+        Binary::Le => e.cmp(Cmp::Le, a, b),
+        Binary::Gt => e.cmp(Cmp::Gt, a, b),
+        Binary::Ge => e.cmp(Cmp::Ge, a, b),
+    }
+}
+
+/// Remainder with the sign of the divisor; floats: `a - b * floor(a / b)`.
+fn modulo<'c>(e: &Emit<'c>, a: V<'c>, b: V<'c>) -> V<'c> {
+    if a.ty.elem.is_float() {
+        return e.sub(a, e.mul(b, e.floor(e.div(a, b))));
+    }
+    let r = e.rem(a, b);
+    let zero = e.zero(a.ty);
+    let wrong = e.and(e.cmp(Cmp::Ne, r, zero), e.cmp(Cmp::Lt, e.xor(r, b), zero));
+    e.select(wrong, e.add(r, b), r)
+}
+
+/// Rounds a value to a dtype and gives it back in the value type of that dtype.
+pub fn cast<'c>(e: &Emit<'c>, x: V<'c>, to: DType) -> V<'c> {
+    use Elem::{F32, I1, I32};
+    match (x.ty.elem, to) {
+        (F32, DType::F32) | (I32, DType::I32) | (I1, DType::Bool) => x,
+        (F32, DType::Bf16) => e.from_bf16(e.to_bf16(x)),
+        (F32, DType::F16) => e.extend(e.narrow(x, Elem::F16), F32),
+        (F32, DType::I32) => e.to_int(clamp(e, x, -2147483648.0, 2147483520.0), I32),
+        (F32, DType::I8) => e.to_int(clamp(e, x, -128.0, 127.0), I32),
+        (I32, DType::I8) => e.int_cast(e.int_cast(x, Elem::I8), I32),
+        (I1, DType::I32 | DType::I8) => e.zero_extend(x, I32),
+        (F32 | I32, DType::Bool) => e.cmp(Cmp::Ne, x, e.zero(x.ty)),
+        (I1, _) => cast(e, e.to_float(e.zero_extend(x, I32), F32), to),
+        (I32, _) => cast(e, e.to_float(x, F32), to),
+        (elem, to) => panic!("cast of {elem:?} to {to:?}: values inside kernels are f32, i32 or i1"),
+    }
+}
+
+/// Into `low..=high`; NaN becomes 0, so that a following conversion to an integer is defined.
+fn clamp<'c>(e: &Emit<'c>, x: V<'c>, low: f64, high: f64) -> V<'c> {
+    let x = e.select(e.cmp(Cmp::Uno, x, x), e.zero(x.ty), x);
+    e.max(e.min(x, e.fconst(x.ty, high)), e.fconst(x.ty, low))
+}

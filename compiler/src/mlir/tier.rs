@@ -1,0 +1,85 @@
+//! CPU tiers: the two kinds of x86-64 an executable carries code for.
+//!
+//! *Takes* nothing; *gives* names, LLVM CPU strings and what this host can run; *promises* that f32 arithmetic has the same bits on every
+//! tier (FMA only where written, no contraction, 16 virtual lanes), so only kernels with bf16 products differ.
+
+use super::sys::Machine;
+use crate::graph::ir::DType;
+use crate::kernel::Kernel;
+
+/// A CPU kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// x86-64-v3: AVX2 and FMA. bf16 is a storage format only.
+    V3,
+    /// AVX-512 with `vdpbf16ps` (Zen 4, Cooper Lake, Sapphire Rapids and later).
+    Avx512Bf16,
+}
+
+impl Tier {
+    /// All tiers, best last, as the plan lists them.
+    pub const ALL: [Tier; 2] = [Tier::V3, Tier::Avx512Bf16];
+
+    /// Name in the plan, in `--isa` and in ledgers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::V3 => "cpu-v3",
+            Tier::Avx512Bf16 => "cpu-avx512bf16",
+        }
+    }
+
+    /// Last part of a generated symbol.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Tier::V3 => "v3",
+            Tier::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// LLVM's CPU name and feature string.
+    pub fn cpu(self) -> (&'static str, &'static str) {
+        match self {
+            Tier::V3 => ("x86-64-v3", ""),
+            Tier::Avx512Bf16 => ("x86-64-v4", "+avx512bf16"),
+        }
+    }
+
+    /// The code generator of this tier.
+    pub fn machine(self) -> Result<Machine, String> {
+        let (cpu, features) = self.cpu();
+        let attributes: &[(&str, &str)] = match self {
+            Tier::V3 => &[],
+            // LLVM prefers 256-bit registers unless told; the kernels are written for 512.
+            Tier::Avx512Bf16 => &[("prefer-vector-width", "512"), ("min-legal-vector-width", "512")],
+        };
+        Machine::x86(cpu, features, attributes)
+    }
+
+    /// Whether this process runs on a CPU that can execute the tier.
+    pub fn runs_here(self) -> bool {
+        match self {
+            Tier::V3 => {
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("bmi2")
+                    && std::arch::is_x86_feature_detected!("f16c")
+            }
+            Tier::Avx512Bf16 => {
+                std::arch::is_x86_feature_detected!("avx512bf16")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+            }
+        }
+    }
+
+    /// The tier whose code `kernel` uses on `self`: kernels without bf16 products are compiled once, for v3, and serve both.
+    pub fn of_kernel(self, kernel: &Kernel) -> Tier {
+        let bf16_products = match kernel {
+            Kernel::Gemm(g) => g.compute == DType::Bf16,
+            Kernel::Attend(a) => a.dtype == DType::Bf16,
+            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Host(_) => false,
+        };
+        if bf16_products { self } else { Tier::V3 }
+    }
+}
