@@ -44,9 +44,8 @@ fn sign<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
         true => (e.fconst(x.ty, 1.0), e.fconst(x.ty, -1.0)),
         false => (e.iconst(x.ty, 1), e.iconst(x.ty, -1)),
     };
-    // Zero, and NaN for floats, stay what they are.
-    let y = e.select(e.cmp(Cmp::Gt, x, zero), one, x);
-    e.select(e.cmp(Cmp::Lt, x, zero), minus, y)
+    let y = e.select(e.cmp(Cmp::Lt, x, zero), minus, zero);
+    e.select(e.cmp(Cmp::Gt, x, zero), one, y)
 }
 
 /// Two operands of one type; comparisons give i1.
@@ -55,7 +54,8 @@ pub fn binary<'c>(e: &Emit<'c>, op: Binary, a: V<'c>, b: V<'c>) -> V<'c> {
         Binary::Add => e.add(a, b),
         Binary::Sub => e.sub(a, b),
         Binary::Mul => e.mul(a, b),
-        Binary::Div => e.div(a, b),
+        Binary::Div if a.ty.elem.is_float() => e.div(a, b),
+        Binary::Div => floor_quotient(e, a, b),
         Binary::Min => e.min(a, b),
         Binary::Max => e.max(a, b),
         Binary::Pow => math::pow(e, a, b),
@@ -63,8 +63,9 @@ pub fn binary<'c>(e: &Emit<'c>, op: Binary, a: V<'c>, b: V<'c>) -> V<'c> {
         Binary::And => e.and(a, b),
         Binary::Or => e.or(a, b),
         Binary::Xor => e.xor(a, b),
-        Binary::Shl => e.shl(a, b),
-        Binary::Shr => e.shr(a, b),
+        // Shift counts wrap at the width, as on the machine.
+        Binary::Shl => e.shl(a, e.and(b, e.iconst(b.ty, 31))),
+        Binary::Shr => e.shr(a, e.and(b, e.iconst(b.ty, 31))),
         Binary::Eq => e.cmp(Cmp::Eq, a, b),
         Binary::Ne => e.cmp(Cmp::Ne, a, b),
         Binary::Lt => e.cmp(Cmp::Lt, a, b),
@@ -79,10 +80,15 @@ fn modulo<'c>(e: &Emit<'c>, a: V<'c>, b: V<'c>) -> V<'c> {
     if a.ty.elem.is_float() {
         return e.sub(a, e.mul(b, e.floor(e.div(a, b))));
     }
-    let r = e.rem(a, b);
-    let zero = e.zero(a.ty);
-    let wrong = e.and(e.cmp(Cmp::Ne, r, zero), e.cmp(Cmp::Lt, e.xor(r, b), zero));
-    e.select(wrong, e.add(r, b), r)
+    e.sub(a, e.mul(floor_quotient(e, a, b), b))
+}
+
+/// `floor(a / b)` of i32. Through f64, where it is exact (the quotient is at least 1/|b| away from an integer it does not equal, its
+/// rounding error at most 2^-22/|b|), vectorises, and does not trap: division by zero gives some number.
+fn floor_quotient<'c>(e: &Emit<'c>, a: V<'c>, b: V<'c>) -> V<'c> {
+    let wide = |x| e.to_float(x, Elem::F64);
+    let q = e.floor(e.div(wide(a), wide(b)));
+    e.to_int(clamp(e, q, -2147483648.0, 2147483647.0), Elem::I32)
 }
 
 /// Rounds a value to a dtype and gives it back in the value type of that dtype.
@@ -92,9 +98,14 @@ pub fn cast<'c>(e: &Emit<'c>, x: V<'c>, to: DType) -> V<'c> {
         (F32, DType::F32) | (I32, DType::I32) | (I1, DType::Bool) => x,
         (F32, DType::Bf16) => e.from_bf16(e.to_bf16(x)),
         (F32, DType::F16) => e.extend(e.narrow(x, Elem::F16), F32),
-        (F32, DType::I32) => e.to_int(clamp(e, x, -2147483648.0, 2147483520.0), I32),
+        (F32, DType::I32) => {
+            // 2147483520 is the largest f32 below 2^31.
+            let n = e.to_int(clamp(e, x, -2147483648.0, 2147483520.0), I32);
+            let over = e.cmp(Cmp::Ge, x, e.fconst(x.ty, 2147483648.0));
+            e.select(over, e.iconst(n.ty, i32::MAX as i64), n)
+        }
         (F32, DType::I8) => e.to_int(clamp(e, x, -128.0, 127.0), I32),
-        (I32, DType::I8) => e.int_cast(e.int_cast(x, Elem::I8), I32),
+        (I32, DType::I8) => e.max(e.min(x, e.iconst(x.ty, 127)), e.iconst(x.ty, -128)),
         (I1, DType::I32 | DType::I8) => e.zero_extend(x, I32),
         (F32 | I32, DType::Bool) => e.cmp(Cmp::Ne, x, e.zero(x.ty)),
         (I1, _) => cast(e, e.to_float(e.zero_extend(x, I32), F32), to),

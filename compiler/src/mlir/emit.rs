@@ -13,8 +13,8 @@ use std::rc::Rc;
 use melior::Context;
 use melior::dialect::llvm;
 use melior::ir::attribute::{
-    ArrayAttribute, BoolAttribute, DenseElementsAttribute, DenseI32ArrayAttribute, DenseI64ArrayAttribute, FloatAttribute,
-    IntegerAttribute, StringAttribute, TypeAttribute,
+    ArrayAttribute, BoolAttribute, DenseElementsAttribute, DenseI32ArrayAttribute, DenseI64ArrayAttribute,
+    FloatAttribute, IntegerAttribute, StringAttribute, TypeAttribute,
 };
 use melior::ir::block::BlockLike;
 use melior::ir::operation::{OperationBuilder, OperationLike, OperationRef};
@@ -170,8 +170,14 @@ impl<'c> Unit<'c> {
             .add_attributes(&[
                 (Identifier::new(context, "sym_name"), StringAttribute::new(context, symbol).into()),
                 (Identifier::new(context, "function_type"), TypeAttribute::new(ty).into()),
-                (Identifier::new(context, "linkage"), Attribute::parse(context, "#llvm.linkage<external>").expect("linkage parses")),
-                (Identifier::new(context, "CConv"), Attribute::parse(context, "#llvm.cconv<ccc>").expect("convention parses")),
+                (
+                    Identifier::new(context, "linkage"),
+                    Attribute::parse(context, "#llvm.linkage<external>").expect("linkage parses"),
+                ),
+                (
+                    Identifier::new(context, "CConv"),
+                    Attribute::parse(context, "#llvm.cconv<ccc>").expect("convention parses"),
+                ),
                 (Identifier::new(context, "arg_attrs"), ArrayAttribute::new(context, &[none, private, private]).into()),
             ])
             .add_regions([region])
@@ -188,7 +194,8 @@ impl<'c> Unit<'c> {
             tier: self.tier,
             constants: Rc::new(RefCell::new(HashMap::new())),
         };
-        let pointers: Vec<V> = (0..args).map(|i| e.load(e.gep_const(argument(1, PTR), Elem::Ptr, i as i64), PTR)).collect();
+        let pointers: Vec<V> =
+            (0..args).map(|i| e.load(e.gep_const(argument(1, PTR), Elem::Ptr, i as i64), PTR)).collect();
         body(&e, argument(0, I64), &pointers, argument(2, PTR));
         e.op("llvm.return", &[], &[], &[]);
     }
@@ -615,7 +622,10 @@ impl<'c> Emit<'c> {
         for g in rows.chunks(4) {
             let (a, b) = (self.shuffle(g[0], g[1], &low32), self.shuffle(g[2], g[3], &low32));
             let (c, d) = (self.shuffle(g[0], g[1], &high32), self.shuffle(g[2], g[3], &high32));
-            blocks.extend([(a, b, &low64), (a, b, &high64), (c, d, &low64), (c, d, &high64)].map(|(x, y, m)| self.shuffle(x, y, m)));
+            blocks.extend(
+                [(a, b, &low64), (a, b, &high64), (c, d, &low64), (c, d, &high64)]
+                    .map(|(x, y, m)| self.shuffle(x, y, m)),
+            );
         }
         let mut columns = vec![rows[0]; 16];
         for j in 0..4 {
@@ -743,10 +753,8 @@ impl<'c> Emit<'c> {
             })
             .collect();
         let operation = self.block.append_operation(self.build("scf.if", &[c], tys, &[], regions));
-        let inside = |i| Emit {
-            block: operation.region(i).expect("a branch").first_block().expect("a block"),
-            ..self.clone()
-        };
+        let inside =
+            |i| Emit { block: operation.region(i).expect("a branch").first_block().expect("a block"), ..self.clone() };
         let e = inside(0);
         e.op("scf.yield", &then(&e), &[], &[]);
         let e = inside(1);

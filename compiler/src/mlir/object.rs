@@ -7,6 +7,7 @@
 //! pipeline and LLVM's version, holds the hash of its content, and is ignored when that does not match. Failing to write it is not an error.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -99,10 +100,13 @@ pub enum Text {
     Asm,
 }
 
+/// Where a worker leaves the object of one job.
+type Slot = Mutex<Option<Result<Vec<u8>, String>>>;
+
 /// Compiles every job. Objects come back in the order of `jobs`.
 pub fn compile(jobs: &[Job], options: &Options) -> Result<(Vec<Vec<u8>>, Timings), String> {
     let next = AtomicUsize::new(0);
-    let results: Vec<Mutex<Option<Result<Vec<u8>, String>>>> = jobs.iter().map(|_| Mutex::new(None)).collect();
+    let results: Vec<Slot> = jobs.iter().map(|_| Mutex::new(None)).collect();
     let total = Mutex::new(Timings::default());
     std::thread::scope(|scope| {
         for _ in 0..options.threads.clamp(1, jobs.len().max(1)) {
@@ -199,10 +203,11 @@ impl Worker {
             timings.cached += 1;
             return Ok(bytes);
         }
-        if !self.machines.contains_key(&job.tier) {
-            self.machines.insert(job.tier, job.tier.machine()?);
-        }
-        let bytes = lower_and_emit(&self.context, &mut module, &name, &self.machines[&job.tier], timings)?;
+        let machine = match self.machines.entry(job.tier) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(free) => free.insert(job.tier.machine()?),
+        };
+        let bytes = lower_and_emit(&self.context, &mut module, &name, machine, timings)?;
         timings.compiled += 1;
         if let Some(path) = entry {
             timings.stage("cache", || write_entry(&path, &bytes));

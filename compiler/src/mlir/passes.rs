@@ -11,7 +11,9 @@ use melior::dialect::DialectRegistry;
 use melior::ir::Module;
 use melior::ir::operation::OperationLike;
 use melior::pass::PassManager;
-use melior::utility::{parse_pass_pipeline, register_all_dialects, register_all_llvm_translations, register_all_passes};
+use melior::utility::{
+    parse_pass_pipeline, register_all_dialects, register_all_llvm_translations, register_all_passes,
+};
 
 /// Lowers CPU kernels; no memref, func or affine occurs in them.
 pub const CPU: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm{enable-x86vector=true},\

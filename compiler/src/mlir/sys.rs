@@ -369,7 +369,8 @@ impl Aligned {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let bytes = self.bytes;
         // SAFETY: `Line` is 64 plain bytes without padding.
-        let all = unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * 64) };
+        let all =
+            unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * 64) };
         &mut all[..bytes]
     }
 

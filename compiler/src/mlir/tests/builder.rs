@@ -111,7 +111,8 @@ fn bf16_dot_has_even_lane_first() {
         let acc = e.dot_bf16(e.zero(F32X16), e.bitcast(a, pairs), e.bitcast(b, pairs));
         e.store(acc, args[2]);
     });
-    let bf16 = |f: fn(usize) -> f32| -> Vec<u8> { (0..32).flat_map(|i| half::bf16::from_f32(f(i)).to_le_bytes()).collect() };
+    let bf16 =
+        |f: fn(usize) -> f32| -> Vec<u8> { (0..32).flat_map(|i| half::bf16::from_f32(f(i)).to_le_bytes()).collect() };
     let mut args = [bf16(|i| i as f32), bf16(|i| (i % 3) as f32), bytes(&[0.0; 16])];
     code.call("f", 1, &mut args, 0).expect("runs");
     let want: Vec<f32> = (0..16).map(|l| (2 * l * ((2 * l) % 3) + (2 * l + 1) * ((2 * l + 1) % 3)) as f32).collect();

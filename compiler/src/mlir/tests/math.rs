@@ -1,6 +1,6 @@
 //! Elementary functions against libm in f64, over random and special arguments, on every tier.
 
-use super::super::emit::{Emit, F32, F32X16, Elem, V};
+use super::super::emit::{Elem, Emit, F32, F32X16, V};
 use super::super::math;
 use super::{Random, bytes, floats, load, tiers};
 
@@ -44,7 +44,8 @@ fn ulps(got: f32, want: f64) -> f64 {
 }
 
 fn check(name: &str, f: Unary, reference: fn(f64) -> f64, mut x: Vec<f32>, limit: f64) {
-    for special in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0, f32::MIN_POSITIVE, 1e-45, -1e-45] {
+    for special in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, -1.0, f32::MIN_POSITIVE, 1e-45, -1e-45]
+    {
         x.push(special);
     }
     while x.len() % 16 != 0 {

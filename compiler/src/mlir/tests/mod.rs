@@ -1,6 +1,7 @@
 //! Tests that run generated code against f64 arithmetic written here.
 
 mod builder;
+mod elementwise;
 mod math;
 
 use super::emit::{Emit, Unit, V};
