@@ -344,7 +344,8 @@ pub(super) fn check_effect(g: &Graph, op: &'static str, effect: &Effect) -> Resu
     }
     let same = value.axes.len() == buffer.ty.axes.len() && value.axes.iter().all(|a| buffer.ty.axes.contains(a));
     if !same {
-        let names = |axes: &[AxisId]| axes.iter().map(|a| g.axes[a.0 as usize].name.clone()).collect();
+        let name = |a: &AxisId| g.axes.get(a.0 as usize).map_or_else(|| format!("#{}", a.0), |a| a.name.clone());
+        let names = |axes: &[AxisId]| axes.iter().map(name).collect();
         return Err(TypeError::Axes { op, left: names(&buffer.ty.axes), right: names(&value.axes) });
     }
     let fits = match effect.mode {

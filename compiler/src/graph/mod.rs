@@ -11,3 +11,5 @@ pub mod scalar;
 mod simplify;
 #[cfg(test)]
 mod tests;
+pub mod text;
+pub mod verify;
