@@ -1,6 +1,6 @@
 //! Attention kernels: online softmax over key blocks, grouped query heads, causal, sliding window, documents.
 
-use super::{Access, Launch, LaunchArg};
+use super::{Access, Launch, LaunchArg, round_up};
 use crate::graph::ir::{Bits, DType};
 
 /// Element strides of one operand over (batch, time, kv head, group); `dim` is contiguous.
@@ -51,49 +51,106 @@ pub struct AttendKernel {
     pub dv: Strides,
 }
 
+/// Positions per block of keys and of queries.
+pub const BLOCK: usize = 64;
+
+/// Sizes of the packed temporaries, in 4-byte words, the same on every tier (a word is an f32 or a pair of bf16; layouts are sized for f32).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Blocks of [`BLOCK`] positions.
+    pub blocks: usize,
+    /// Padded positions.
+    pub time: usize,
+    /// Padded head dimension: words of a packed row, a multiple of 16.
+    pub dim: usize,
+    /// Heads of keys and values over the batch.
+    pub kv: usize,
+    /// Heads of queries over the batch.
+    pub q: usize,
+}
+
 impl AttendKernel {
+    /// What this family does not do, as a sentence for the user.
+    pub fn check(&self) -> Result<(), String> {
+        if self.document {
+            return Err("attention with document isolation is not implemented on the CPU yet".into());
+        }
+        if self.dim > 256 {
+            return Err(format!("attention on the CPU takes head dimensions up to 256, found {}", self.dim));
+        }
+        if self.dtype == DType::Bf16 && self.dim % 2 == 1 {
+            return Err(format!("attention in bf16 needs an even head dimension, found {}; --precision f32 takes any", self.dim));
+        }
+        Ok(())
+    }
+
     /// Number of arguments.
     pub fn arity(&self) -> usize {
-        let fixed = match self.pass {
-            Pass::Forward => 5,
-            Pass::Backward => 9,
-        };
-        fixed + usize::from(self.document)
+        self.accesses().len()
     }
 
-    /// Outputs are the last two (forward) or three (backward) arguments.
-    pub fn accesses(&self) -> Vec<Access> {
-        let outputs = match self.pass {
-            Pass::Forward => 2,
-            Pass::Backward => 3,
-        };
-        let arity = self.arity();
-        (0..arity).map(|i| if i + outputs < arity { Access::Read } else { Access::Write }).collect()
+    /// Padded sizes.
+    pub fn sizes(&self) -> Sizes {
+        let time = round_up(self.time, BLOCK);
+        let kv = self.batch * self.kv;
+        Sizes { blocks: time / BLOCK, time, dim: round_up(self.dim, 16), kv, q: kv * self.group }
     }
 
-    /// One function, one task per key-value head of a batch row.
-    pub fn launches(&self) -> Vec<Launch> {
-        let (time, group) = (self.time as u64, self.group as u64);
-        let heads = (self.batch * self.kv) as u64;
-        let window = self.window.map(u64::from);
-        let pairs = crate::graph::ops::visible_pairs(time, self.causal, window);
-        let rows = heads * time * self.dim as u64 * self.dtype.bytes() as u64;
-        let (products, tensors) = match self.pass {
-            Pass::Forward => (4, 2 * group + 2),
-            Pass::Backward => (10, 4 * group + 4),
-        };
-        vec![Launch {
-            entry: "main",
-            tasks: heads as u32,
-            args: (0..self.arity()).map(LaunchArg::Arg).collect(),
-            scratch: 4 * self.dim as u64 * (2 * time.next_multiple_of(64) + 512) + 1024 * 1024,
-            flops: products * pairs * heads * group * self.dim as u64,
-            bytes: rows * tensors,
-        }]
-    }
-
-    /// No temporaries.
+    /// Bytes of each temporary.
+    ///
+    /// Forward: q rows, k transposed by block, v. Backward: q rows, dy rows, k and v transposed by block, k, q and dy by position, delta, lse, dq in f32.
     pub fn temps(&self) -> Vec<u64> {
-        Vec::new()
+        let s = self.sizes();
+        let (rows_q, rows_kv) = (s.q * s.time * s.dim, s.kv * s.time * s.dim);
+        let words = match self.pass {
+            Pass::Forward => vec![rows_q, rows_kv, rows_kv],
+            Pass::Backward => vec![rows_q, rows_q, rows_kv, rows_kv, rows_kv, rows_q, rows_q, s.q * s.time, s.q * s.time, rows_q],
+        };
+        words.into_iter().map(|w| 4 * w as u64).collect()
+    }
+
+    /// How each argument is used, in order.
+    pub fn accesses(&self) -> Vec<Access> {
+        let document = if self.document { 1 } else { 0 };
+        let (reads, writes) = match self.pass {
+            Pass::Forward => (3 + document, 2),
+            Pass::Backward => (6 + document, 3),
+        };
+        [vec![Access::Read; reads], vec![Access::Write; writes]].concat()
+    }
+
+    /// Bytes of thread-private scratch of the main launch.
+    pub fn scratch(&self) -> u64 {
+        let dim = self.sizes().dim;
+        let words = match self.pass {
+            // Output rows, running maximum, running sum (16 lanes), probabilities of four rows.
+            Pass::Forward => BLOCK * dim + BLOCK + BLOCK * 16 + 4 * BLOCK,
+            // dk, dv, probabilities and score gradients by query, score gradients by row.
+            Pass::Backward => 2 * BLOCK * dim + 3 * BLOCK * BLOCK,
+        };
+        4 * words as u64
+    }
+
+    /// Pack, then the tiles.
+    pub fn launches(&self) -> Vec<Launch> {
+        let s = self.sizes();
+        let args: Vec<LaunchArg> =
+            (0..self.accesses().len()).map(LaunchArg::Arg).chain((0..self.temps().len()).map(LaunchArg::Temp)).collect();
+        let pairs = crate::graph::ops::visible_pairs(self.time as u64, self.causal, self.window.map(u64::from));
+        let products = match self.pass {
+            Pass::Forward => 2,
+            Pass::Backward => 5,
+        };
+        let flops = 2 * products * pairs * (self.dim * s.q) as u64;
+        let moved: u64 = (s.q * 2 + s.kv * 2) as u64 * (self.time * self.dim) as u64 * self.dtype.bytes() as u64;
+        let tasks = match self.pass {
+            Pass::Forward => s.q * s.blocks,
+            Pass::Backward => s.kv,
+        };
+        let launch = |entry, tasks: usize, scratch, flops, bytes| Launch { entry, tasks: tasks as u32, args: args.clone(), scratch, flops, bytes };
+        vec![
+            launch("pack", s.kv * s.blocks, (4 * BLOCK * s.dim) as u64, 0, 2 * moved),
+            launch("main", tasks, self.scratch(), flops, 2 * moved),
+        ]
     }
 }
