@@ -70,6 +70,7 @@ pub struct Item {
 
 /// The kinds of item.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a program has tens of items; a box would be in every walker's way")]
 pub enum ItemKind {
     /// `use std.{norm, attention}`
     Use(Use),

@@ -138,7 +138,7 @@ impl Diagnostic {
         self
     }
 
-    /// What was wanted and what was there. Shown as a note unless the message says so already.
+    /// What was wanted and what was there. Shown as a note unless the message or a label says what was wanted.
     #[must_use]
     pub fn expected_found(mut self, expected: impl Into<String>, found: impl Into<String>) -> Self {
         self.expected = Some(expected.into());
@@ -334,8 +334,11 @@ pub fn render(map: &SourceMap, diagnostic: &Diagnostic, color: bool) -> String {
     {
         main = main.element(Origin::path(source.name()));
     }
+    let said = |what: &str| {
+        diagnostic.message.contains(what) || diagnostic.labels.iter().any(|label| label.text.contains(what))
+    };
     if let (Some(expected), Some(found)) = (&diagnostic.expected, &diagnostic.found)
-        && !(diagnostic.message.contains(expected.as_str()) && diagnostic.message.contains(found.as_str()))
+        && !said(expected)
     {
         main = main.element(Level::NOTE.message(format!("expected {}\n   found {}", clean(expected), clean(found))));
     }

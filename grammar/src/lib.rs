@@ -8,9 +8,14 @@
 pub mod ast;
 pub mod codes;
 pub mod diagnostics;
+pub mod dump;
+mod explain;
+mod number;
 pub mod parse;
+mod scan;
 pub mod span;
 
-pub use diagnostics::{Code, Diagnostic, Severity, Sink, nearest, render, to_json};
-pub use parse::Parsed;
+pub use diagnostics::{Code, Diagnostic, Severity, Sink, nearest, render, render_all, to_json};
+pub use parse::{Parsed, parse_expr, parse_file, parse_value};
+pub use scan::{ITEM_WORDS, KEYWORDS, MAX_BYTES, MAX_NESTING};
 pub use span::{FileId, SourceMap, Span};
