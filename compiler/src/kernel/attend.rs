@@ -79,7 +79,10 @@ impl AttendKernel {
             return Err(format!("attention on the CPU takes head dimensions up to 256, found {}", self.dim));
         }
         if self.dtype == DType::Bf16 && self.dim % 2 == 1 {
-            return Err(format!("attention in bf16 needs an even head dimension, found {}; --precision f32 takes any", self.dim));
+            return Err(format!(
+                "attention in bf16 needs an even head dimension, found {}; --precision f32 takes any",
+                self.dim
+            ));
         }
         Ok(())
     }
@@ -104,7 +107,9 @@ impl AttendKernel {
         let (rows_q, rows_kv) = (s.q * s.time * s.dim, s.kv * s.time * s.dim);
         let words = match self.pass {
             Pass::Forward => vec![rows_q, rows_kv, rows_kv],
-            Pass::Backward => vec![rows_q, rows_q, rows_kv, rows_kv, rows_kv, rows_q, rows_q, s.q * s.time, s.q * s.time, rows_q],
+            Pass::Backward => {
+                vec![rows_q, rows_q, rows_kv, rows_kv, rows_kv, rows_q, rows_q, s.q * s.time, s.q * s.time, rows_q]
+            }
         };
         words.into_iter().map(|w| 4 * w as u64).collect()
     }
@@ -134,8 +139,10 @@ impl AttendKernel {
     /// Pack, then the tiles.
     pub fn launches(&self) -> Vec<Launch> {
         let s = self.sizes();
-        let args: Vec<LaunchArg> =
-            (0..self.accesses().len()).map(LaunchArg::Arg).chain((0..self.temps().len()).map(LaunchArg::Temp)).collect();
+        let args: Vec<LaunchArg> = (0..self.accesses().len())
+            .map(LaunchArg::Arg)
+            .chain((0..self.temps().len()).map(LaunchArg::Temp))
+            .collect();
         let pairs = crate::graph::ops::visible_pairs(self.time as u64, self.causal, self.window.map(u64::from));
         let products = match self.pass {
             Pass::Forward => 2,
@@ -147,7 +154,14 @@ impl AttendKernel {
             Pass::Forward => s.q * s.blocks,
             Pass::Backward => s.kv,
         };
-        let launch = |entry, tasks: usize, scratch, flops, bytes| Launch { entry, tasks: tasks as u32, args: args.clone(), scratch, flops, bytes };
+        let launch = |entry, tasks: usize, scratch, flops, bytes| Launch {
+            entry,
+            tasks: tasks as u32,
+            args: args.clone(),
+            scratch,
+            flops,
+            bytes,
+        };
         vec![
             launch("pack", s.kv * s.blocks, (4 * BLOCK * s.dim) as u64, 0, 2 * moved),
             launch("main", tasks, self.scratch(), flops, 2 * moved),

@@ -3,6 +3,8 @@
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`]; *promises* one function per launch, named [`symbol`], of type
 //! `golf_runtime::plan::KernelFn`.
 
+pub mod attend;
+
 use super::emit::Unit;
 use super::tier::Tier;
 use crate::kernel::Kernel;
@@ -14,9 +16,9 @@ pub fn symbol(kernel: &Kernel, entry: &str, tier: Tier) -> String {
 
 /// Emits every function of a kernel.
 pub fn emit(unit: &Unit, kernel: &Kernel, tier: Tier) -> Result<(), String> {
-    let _ = (unit, tier);
     match kernel {
-        Kernel::Gemm(_) | Kernel::Row(_) | Kernel::Attend(_) | Kernel::Scatter(_) => {
+        Kernel::Attend(k) => attend::emit(unit, k, tier, &|entry| symbol(kernel, entry, tier)),
+        Kernel::Gemm(_) | Kernel::Row(_) | Kernel::Scatter(_) => {
             Err(format!("{}: no emitter for this kernel family in this build", kernel.symbol()))
         }
         Kernel::Host(builtin) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
