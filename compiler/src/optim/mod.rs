@@ -4,6 +4,10 @@
 //! graphs named in the documentation of [`golf_runtime::plan::Variant`] and the state they share; *promises* that every graph passes
 //! the verifier and that training, scoring and adaptation come from the one forward definition.
 
+mod steps;
+#[cfg(test)]
+mod tests;
+
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId};
 use golf_runtime::plan::{HostExpr, Init};
@@ -134,6 +138,12 @@ pub struct Error {
     pub span: Option<(u32, u32, u32)>,
 }
 
+impl From<crate::autodiff::GradError> for Error {
+    fn from(e: crate::autodiff::GradError) -> Error {
+        Error { message: e.to_string(), span: None }
+    }
+}
+
 impl From<crate::graph::error::TypeError> for Error {
     fn from(e: crate::graph::error::TypeError) -> Error {
         Error { message: e.to_string(), span: None }
@@ -172,6 +182,19 @@ pub struct Assembly {
     pub adapt_from: usize,
     /// Parameters whose pack graph exists, by index.
     pub packed: Vec<bool>,
+}
+
+/// Builds every graph of a program at one precision (`F32` makes every parameter, state and operand f32).
+pub fn assemble(source: &dyn Source, sizes: &Sizes, precision: DType) -> Result<Assembly, Error> {
+    let mut a = steps::Assembler::new(source, *sizes, precision);
+    a.micro("train.micro", sizes.micro_rows, sizes.seq)?;
+    a.shard()?;
+    a.update(Phase::Train)?;
+    a.averages()?;
+    a.score()?;
+    a.adapt()?;
+    a.pack()?;
+    Ok(a.finish())
 }
 
 /// The storage dtype of a buffer at a precision: bf16 storage becomes f32 when everything is f32.
