@@ -1,6 +1,7 @@
 //! Legal evaluation: exact partitions, score-first adaptation, receipts, verification.
 
 pub mod engine;
+pub mod model;
 pub mod protocol;
 pub mod receipt;
 pub mod score;

@@ -1,3 +1,4 @@
 //! From weights to a file under the cap, and back.
 
 pub mod artifact;
+pub mod pack;
