@@ -136,18 +136,17 @@ impl Local<'_> {
     }
 
     /// Contributions to two element-wise operands, each made only when wanted.
-    fn pair(&mut self, f: impl Fn(&mut Self) -> Made, h: impl Fn(&mut Self) -> Made) -> Parts {
-        let rules: [(usize, &dyn Fn(&mut Self) -> Made); 2] = [(0, &f), (1, &h)];
+    fn pair(&mut self, f: impl FnOnce(&mut Self) -> Made, h: impl FnOnce(&mut Self) -> Made) -> Parts {
+        // Of a select the condition comes first.
         let first = self.node.args.len() - 2;
         let mut parts = Vec::new();
-        for (n, rule) in rules {
-            let n = n + first;
-            if self.wanted[n] {
-                let part = rule(self)?;
-                // A factor may have been larger than g is; g has all axes of the result.
-                let part = self.fit(part, n)?;
-                parts.push((n, part));
-            }
+        if self.wanted[first] {
+            let part = f(self)?;
+            parts.push((first, self.fit(part, first)?));
+        }
+        if self.wanted[first + 1] {
+            let part = h(self)?;
+            parts.push((first + 1, self.fit(part, first + 1)?));
         }
         Ok(parts)
     }

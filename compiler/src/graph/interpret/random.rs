@@ -40,7 +40,7 @@ pub fn normal(key: u64, counter: i32, element: usize) -> f64 {
     let [a, b] = pair(key, counter, element);
     let radius = libm::sqrt(-2.0 * libm::log(1.0 - a));
     let (sin, cos) = libm::sincos(2.0 * std::f64::consts::PI * b);
-    radius * if element % 2 == 0 { cos } else { sin }
+    radius * if element.is_multiple_of(2) { cos } else { sin }
 }
 
 #[cfg(test)]

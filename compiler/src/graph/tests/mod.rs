@@ -1,3 +1,5 @@
 //! Tests of the graph stage.
 
 mod build;
+mod fold;
+mod interpret;
