@@ -1,29 +1,37 @@
 //! Row kernels: fused element-wise chains with reductions over the inside of a row, gathers, losses, column sums.
 //!
 //! The body is a [`Graph`] whose axes are split in two: `outer` axes are iterated row by row, all others lie inside a row and
-//! are handled by vector loops. Every value either has all outer axes (in the order of `outer`, first in its type) or none of them
-//! (row-invariant), with one exception: a `Reduce(Sum, ..)` over *all* outer axes (and possibly inner ones), which may only be the value of a `PerTask` effect.
+//! are handled by vector loops. A value may vary along any of them; the order of axes in types does not matter. A `Reduce(Sum, ..)` over *all*
+//! outer axes (and possibly inner ones) may only be the value of a per-task effect; no other op may reduce, view or gather along an
+//! outer axis, except `Shift`, whose operand must then be computed element by element (no reduction in between).
 //!
 //! Ops allowed in a body: Read, Const, Iota, Unary, Binary, Select, Cast, StopGradient, StraightThrough, Broadcast, Reduce, Split,
-//! Merge, Rename, Slice, Pad, Index, Place, Concat on inner axes, Gather from a row-invariant Read with an index value that has no
-//! inner axes, CrossEntropy and CrossEntropyGrad over an inner axis, Shift over an outer axis when its operand is a Read, Cumsum over an inner axis.
+//! Merge, Rename, Slice, Pad, Index, Place, Concat on inner axes, Gather, CrossEntropy and CrossEntropyGrad along an inner axis, Shift along any
+//! axis, Cumsum and Scan along an inner axis. Gather indices and targets are clamped into the axis. Integer division by zero gives 0.
 //!
-//! Rounding: values are f32; `Read` widens, effects round once to the buffer's dtype. Sums over inner axes: 16 virtual lanes over the
-//! innermost reduced axis (lane = position mod 16, lanes accumulate in ascending order), then the fixed tree
-//! ((0+8)+(4+12))+((2+10)+(6+14)) + (...odd...) i.e. halving: lane i += lane i+8, then i+4, i+2, i+1. Column sums: rows of a task in ascending order.
+//! A `Read` may have axes that its buffer does not vary along: their stride is 0. A buffer may be read and be the target of an effect with the
+//! same addressing (in-place update): then every read must be of the row being written. Different arguments must not overlap.
+//! `TopKValues`, `TopKIndices` and `Random` are refused by [`lower::lower`].
+//!
+//! Rounding: values are f32; `Read` widens, effects round once to the buffer's dtype. Order of sums, in terms of the loops of the lowered
+//! program ([`lower::lower`], which depends on the descriptor only): if the vector dimension is reduced, 16 lanes (lane = position mod 16) accumulate in
+//! ascending order and are then added by halving (lane i += lane i+8, then i+4, i+2, i+1); otherwise every element is one ascending chain.
+//! Column sums: rows of a task in ascending order.
 
-//!
-//! More about the body:
-//! - An `Iota` over an outer axis has the type `[axis]` and is only used by `Broadcast`s to types with all outer axes.
-//! - A `Read` may have axes that its buffer does not vary over: their stride is 0. Offsets of slices are in [`RowArg::offset`].
-//! - A buffer may be read and be the target of an effect with the same addressing (in-place update): an element is loaded before it
-//!   is stored, and never loaded again after that.
-//! - A `Broadcast` to the same set of axes in another order is the identity (axes have names).
-//! - `Scan`, `TopKValues`, `TopKIndices` over an inner axis and `Random` may also occur; an emitter that has none of them says so.
-//! - `Gather`: the outer axes are exactly the axes of the index.
+pub mod cost;
+pub mod eval;
+pub mod loops;
+pub mod lower;
+pub mod pieces;
+pub mod run;
+pub mod space;
+#[cfg(test)]
+mod tests;
+pub mod tidy;
+pub mod values;
 
 use super::{Launch, LaunchArg};
-use crate::graph::ir::{AxisId, EffectMode, Graph, Op};
+use crate::graph::ir::{AxisId, BufferId, EffectMode, Graph, Op};
 
 /// How an argument is addressed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -65,43 +73,24 @@ impl Row {
         axes.iter().filter(|a| !self.outer.contains(a)).map(|a| self.graph.axes[a.0 as usize].size).product()
     }
 
-    /// The one function.
+    /// The one function. A body that [`lower::lower`] refuses has no scratch; emitting it is an error.
     pub fn launches(&self) -> Vec<Launch> {
-        let rows = self.rows() as u64;
-        let mut flops = 0;
-        let mut scratch = 0u64;
-        for node in &self.graph.nodes {
-            let inner = self.inner(&node.ty.axes) as u64;
-            if !matches!(node.op, Op::Read(_) | Op::Const(_)) {
-                flops += crate::graph::ops::flops(&self.graph, node);
-                // Room for every value of a row, in f32, whole vectors.
-                scratch += (inner * 4).next_multiple_of(64);
-            }
-        }
         let mut bytes = 0;
         for (i, buffer) in self.graph.buffers.iter().enumerate() {
-            let numel: usize = buffer
-                .ty
-                .axes
-                .iter()
-                .zip(&self.args[i].strides)
-                .filter(|(_, s)| **s != 0)
-                .map(|(a, _)| self.graph.axes[a.0 as usize].size)
-                .product();
+            let axes = buffer.ty.axes.iter().zip(&self.args[i].strides).filter(|(_, s)| **s != 0);
+            let numel: usize = axes.map(|(a, _)| self.graph.axes[a.0 as usize].size).product();
             let times = |e: &crate::graph::ir::Effect| 1 + u64::from(e.mode == EffectMode::Accumulate);
             let writes: u64 = self.graph.effects.iter().filter(|e| e.buffer.0 as usize == i).map(times).sum();
-            let reads =
-                u64::from(self.graph.nodes.iter().any(|n| n.op == Op::Read(crate::graph::ir::BufferId(i as u32))));
+            let reads = u64::from(self.graph.nodes.iter().any(|n| n.op == Op::Read(BufferId(i as u32))));
             let tasks = if self.args[i].per_task { self.tasks() as u64 } else { 1 };
             bytes += numel as u64 * buffer.ty.dtype.bytes() as u64 * (reads + writes) * tasks;
         }
-        debug_assert!(rows > 0);
         vec![Launch {
             entry: "main",
             tasks: self.tasks() as u32,
             args: (0..self.graph.buffers.len()).map(LaunchArg::Arg).collect(),
-            scratch,
-            flops,
+            scratch: lower::lower(self).map_or(0, |p| p.scratch_bytes() as u64),
+            flops: self.graph.nodes.iter().map(|n| crate::graph::ops::flops(&self.graph, n)).sum(),
             bytes,
         }]
     }
