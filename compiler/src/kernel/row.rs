@@ -24,6 +24,8 @@ pub mod loops;
 pub mod lower;
 pub mod pieces;
 pub mod run;
+#[cfg(test)]
+pub mod samples;
 pub mod space;
 #[cfg(test)]
 mod tests;

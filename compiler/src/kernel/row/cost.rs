@@ -38,7 +38,8 @@ impl<'a> Costs<'a> {
         let rows = if section == Level::Row { self.rows() } else { 1 };
         for &(v, level, _) in &e.trace.computed {
             let Level::Loop(depth) = level else { continue };
-            let trips = |k: usize| if e.vector == Some(k) { e.bounds.dims[k].div_ceil(LANES) } else { e.bounds.dims[k] };
+            let trips =
+                |k: usize| if e.vector == Some(k) { e.bounds.dims[k].div_ceil(LANES) } else { e.bounds.dims[k] };
             *self.times.entry(v).or_insert(0) += rows * (0..depth).map(trips).product::<usize>();
         }
     }

@@ -132,8 +132,10 @@ impl<'a> Evaluator<'a> {
         if let Some(&id) = self.memo.get(&key).or_else(|| self.outer_memo.get(&key)) {
             return Ok(id);
         }
-        let id = if let Some(slot) = self.kept.slots.get(&v) {
-            let slot = slot.clone();
+        // At another row, kept element-wise values are computed again.
+        let stepwise = matches!(self.values.get(v).kind, Kind::Reduce(..) | Kind::Scan(..));
+        let slot = self.kept.slots.get(&v).filter(|_| stepwise || self.same_row(v, env).is_ok()).cloned();
+        let id = if let Some(slot) = slot {
             self.same_row(v, env)?;
             let at = slot.at(env);
             self.load(Mem::Scratch(slot.scratch), at, self.values.get(v).lane, false, v)
@@ -176,14 +178,18 @@ impl<'a> Evaluator<'a> {
         let at = |a: &AxisId| {
             env.get(a).cloned().ok_or_else(|| {
                 let name = &self.values.row.graph.axes[a.0 as usize].name;
-                Request::Refuse(format!("a value of a row kernel varies along `{name}`, which is not an axis of its result"))
+                Request::Refuse(format!(
+                    "a value of a row kernel varies along `{name}`, which is not an axis of its result"
+                ))
             })
         };
         Ok((v, self.values.get(v).axes.iter().map(at).collect::<Result<_, _>>()?))
     }
 
     fn remember(&mut self, key: (Val, Vec<Affine>), id: Id) {
-        let outer = self.program.def(id).level <= Level::Row;
+        // What a loop counter means ends with its nest, even if the result does not depend on it.
+        let counted = key.1.iter().any(|at| at.terms.keys().any(|v| matches!(v, Var::Dim(_))));
+        let outer = !counted && self.program.def(id).level <= Level::Row;
         if outer { &mut self.outer_memo } else { &mut self.memo }.insert(key, id);
     }
 
@@ -462,7 +468,8 @@ impl<'a> Evaluator<'a> {
             Kind::Read(n) => {
                 let spec = &self.values.row.args[*n];
                 let axes = &self.values.row.graph.buffers[*n].ty.axes;
-                let strides = axes.iter().copied().zip(spec.strides.iter().copied()).collect();
+                let strides = axes.iter().copied().zip(spec.strides.iter().copied());
+                let strides = strides.filter(|(_, stride)| *stride != 0).collect();
                 Some(Layout { mem: Mem::Arg(*n), offset: spec.offset, strides, source: v })
             }
             Kind::Split(from, to) => {

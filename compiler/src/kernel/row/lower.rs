@@ -31,7 +31,11 @@ pub fn lower(row: &Row) -> Result<Program, String> {
             Ok((program, Some(_))) => return Ok(tidy::tidy(program)),
             Err(Request::Refuse(why)) => return Err(why),
             Err(Request::Keep(v) | Request::Cut { value: v, .. }) => {
-                return Err(format!("the views of value {} of a row body do not fit loops: {:?}", v.0, values.get(v).kind));
+                return Err(format!(
+                    "the views of value {} of a row body do not fit loops: {:?}",
+                    v.0,
+                    values.get(v).kind
+                ));
             }
             Err(Request::Refine { .. }) => return Err("a loop of a row body cannot be refined".into()),
         }
@@ -49,7 +53,12 @@ fn check(row: &Row) -> Result<(), String> {
     }
     for (buffer, arg) in g.buffers.iter().zip(&row.args) {
         if arg.strides.len() != buffer.ty.axes.len() {
-            return Err(format!("argument `{}` has {} strides for {} axes", buffer.name, arg.strides.len(), buffer.ty.axes.len()));
+            return Err(format!(
+                "argument `{}` has {} strides for {} axes",
+                buffer.name,
+                arg.strides.len(),
+                buffer.ty.axes.len()
+            ));
         }
     }
     for effect in &g.effects {
@@ -147,7 +156,12 @@ fn attempt(values: &Values, keep: &BTreeSet<Val>) -> Result<(Program, Option<Val
             }
             (Mem::Arg(output.arg), offset, strides)
         };
-        items.push(Item { value: output.value, role: Role::Output(*output), target: Some(target), section: Level::Row });
+        items.push(Item {
+            value: output.value,
+            role: Role::Output(*output),
+            target: Some(target),
+            section: Level::Row,
+        });
     }
     let cutter = Cutter { values, kept: &kept, program: &program };
     let plan = Plan::of(&cutter, &items)?;
@@ -221,7 +235,9 @@ impl Plan {
                     if let (Mem::Arg(n), true) = (mem, foreign) {
                         if cutter.values.in_place(*n) {
                             let name = &cutter.values.row.graph.buffers[*n].name;
-                            return Err(Request::Refuse(format!("a row kernel writes `{name}` and reads other rows of it")));
+                            return Err(Request::Refuse(format!(
+                                "a row kernel writes `{name}` and reads other rows of it"
+                            )));
                         }
                     }
                 }

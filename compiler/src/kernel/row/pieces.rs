@@ -75,7 +75,8 @@ impl Item {
 
     /// All positions, outermost loop first.
     fn space(&self, values: &Values) -> Space {
-        let sized = |axes: Vec<AxisId>| -> Vec<(AxisId, usize)> { axes.into_iter().map(|a| (a, values.size(a))).collect() };
+        let sized =
+            |axes: Vec<AxisId>| -> Vec<(AxisId, usize)> { axes.into_iter().map(|a| (a, values.size(a))).collect() };
         match &self.role {
             Role::Keep => Space::all(&sized(values.inner_axes(self.value))),
             Role::Scan(axis, reverse) => {
@@ -90,7 +91,8 @@ impl Item {
             }
             Role::Output(output) => {
                 let buffer = &values.row.graph.buffers[output.arg].ty.axes;
-                let mut axes: Vec<(AxisId, i64)> = buffer.iter().copied().zip(values.row.args[output.arg].strides.iter().copied()).collect();
+                let mut axes: Vec<(AxisId, i64)> =
+                    buffer.iter().copied().zip(values.row.args[output.arg].strides.iter().copied()).collect();
                 axes.retain(|(a, _)| !values.is_outer(*a));
                 axes.sort_by_key(|(_, stride)| std::cmp::Reverse(stride.abs()));
                 Space::all(&sized(axes.into_iter().map(|(a, _)| a).collect()))
@@ -156,7 +158,8 @@ impl Cutter<'_> {
     /// Chooses loop order and vector dimension.
     fn ordered(&self, index: usize, item: &Item, space: Space, trace: &Trace) -> Result<Piece, Request> {
         let store = item.store(&space.env());
-        let accesses: Vec<&Affine> = trace.loads.iter().map(|(_, at, _)| at).chain(store.iter().map(|(_, at)| at)).collect();
+        let accesses: Vec<&Affine> =
+            trace.loads.iter().map(|(_, at, _)| at).chain(store.iter().map(|(_, at)| at)).collect();
         let by_value = |at: &Affine| at.terms.keys().any(|v| matches!(v, Var::Value(_)));
         let score = |k: usize| -> i64 {
             let of = |at: &&Affine| match at.dim(k) {

@@ -4,7 +4,7 @@
 //! Elementary functions are computed in f64 and rounded, so they differ from the emitted polynomials in the last bits.
 
 use super::loops::{Affine, Def, Id, Inst, LANES, Lane, Mem, Nest, Program, Step, Var};
-use crate::graph::ir::{Binary, DType, Reduce, Unary};
+use crate::graph::ir::{Binary, DType, Reduce};
 use crate::graph::scalar;
 
 /// One register: the lanes of a vector, all equal when the value is uniform.
@@ -78,7 +78,9 @@ impl Machine<'_> {
     fn steps(&mut self, steps: &[Step]) -> Result<(), String> {
         for step in steps {
             match step {
-                Step::Def(id) => self.define(*id, &Nest { dims: vec![], vector: None, body: vec![], stores: vec![] })?,
+                Step::Def(id) => {
+                    self.define(*id, &Nest { dims: vec![], vector: None, body: vec![], stores: vec![] })?
+                }
                 Step::Zero(i) => self.scratch[*i].fill(0),
                 Step::Nest(nest) => {
                     self.dims = vec![0; nest.dims.len()];
@@ -96,7 +98,9 @@ impl Machine<'_> {
         if depth == carried_from {
             for &id in &nest.body {
                 match self.p.def(id).inst {
-                    Inst::Reduce(kind, _) => self.registers[id.0 as usize] = [identity(kind, self.p.def(id).lane); LANES],
+                    Inst::Reduce(kind, _) => {
+                        self.registers[id.0 as usize] = [identity(kind, self.p.def(id).lane); LANES]
+                    }
                     Inst::Scan(..) => self.registers[id.0 as usize] = [0.0; LANES],
                     _ => {}
                 }
@@ -120,15 +124,19 @@ impl Machine<'_> {
         }
         for s in nest.stores.iter().filter(|s| s.depth == depth) {
             let (value, dtype) = (self.registers[s.value.0 as usize], self.p.dtype(s.mem));
-            let lanes = if nest.vector.is_some_and(|v| s.at.dim(v) != 0 && v < s.depth) { self.active(nest) } else { 1 };
+            let lanes =
+                if nest.vector.is_some_and(|v| s.at.dim(v) != 0 && v < s.depth) { self.active(nest) } else { 1 };
             for lane in 0..lanes {
                 let at = self.address(&s.at, nest, lane);
                 let mut x = value[lane];
                 let memory = self.memory(s.mem);
                 if s.add {
-                    let old = usize::try_from(at).ok().and_then(|at| read(memory, dtype, at)).ok_or("load out of bounds")?;
+                    let old =
+                        usize::try_from(at).ok().and_then(|at| read(memory, dtype, at)).ok_or("load out of bounds")?;
                     x = match dtype {
-                        DType::I32 | DType::I8 | DType::Bool => scalar::binary(Binary::Add, old, x, true).unwrap_or(0.0),
+                        DType::I32 | DType::I8 | DType::Bool => {
+                            scalar::binary(Binary::Add, old, x, true).unwrap_or(0.0)
+                        }
                         DType::F32 | DType::Bf16 | DType::F16 => (old as f32 + x as f32) as f64,
                     };
                 }
@@ -195,7 +203,13 @@ impl Machine<'_> {
                         None => 0.0,
                     }
                 }
-                Inst::Select(c, a, b) => if get(c) != 0.0 { get(a) } else { get(b) },
+                Inst::Select(c, a, b) => {
+                    if get(c) != 0.0 {
+                        get(a)
+                    } else {
+                        get(b)
+                    }
+                }
                 Inst::Cast(to, a) => scalar::cast(get(a), *to),
                 Inst::Scan(a, b) => {
                     let old = self.registers[id.0 as usize][l];

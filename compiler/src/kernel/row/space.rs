@@ -97,7 +97,12 @@ pub enum Division {
     /// Quotient and remainder.
     Done(Affine, Affine),
     /// Possible once loop `dim` is refined with `inner` iterations inside.
-    Refine { #[allow(missing_docs)] dim: usize, #[allow(missing_docs)] inner: usize },
+    Refine {
+        #[allow(missing_docs)]
+        dim: usize,
+        #[allow(missing_docs)]
+        inner: usize,
+    },
     /// Not expressible.
     Stuck,
 }

@@ -29,8 +29,16 @@ pub enum Kind {
     Split(AxisId, Vec<AxisId>),
     Merge(Vec<AxisId>, AxisId),
     Rename(AxisId, AxisId),
-    Slice { from: AxisId, to: AxisId, start: usize },
-    Pad { from: AxisId, to: AxisId, start: usize },
+    Slice {
+        from: AxisId,
+        to: AxisId,
+        start: usize,
+    },
+    Pad {
+        from: AxisId,
+        to: AxisId,
+        start: usize,
+    },
     Index(AxisId, usize),
     Place(AxisId, usize),
     Concat(Vec<AxisId>, AxisId),
@@ -86,8 +94,11 @@ impl<'a> Values<'a> {
         for effect in &graph.effects {
             let arg = effect.buffer.0 as usize;
             let per_task = row.args.get(arg).ok_or("an effect without an argument")?.per_task;
-            let value =
-                if per_task { b.per_task(&map, effect.value.0 as usize)? } else { map[effect.value.0 as usize].clone()? };
+            let value = if per_task {
+                b.per_task(&map, effect.value.0 as usize)?
+            } else {
+                map[effect.value.0 as usize].clone()?
+            };
             b.values.outputs.push(Output { arg, value, add: effect.mode == EffectMode::Accumulate, per_task });
         }
         Ok(b.values)
@@ -189,7 +200,8 @@ impl Build<'_> {
         };
         // Axes that appear whether or not the operand varies along them.
         let with = |b: &Self, i: usize, drop: &[AxisId], add: &[AxisId]| {
-            let mut axes: Vec<AxisId> = of(b, i).axes.into_iter().filter(|a| !drop.contains(a) && !add.contains(a)).collect();
+            let mut axes: Vec<AxisId> =
+                of(b, i).axes.into_iter().filter(|a| !drop.contains(a) && !add.contains(a)).collect();
             axes.extend(add);
             axes.sort_by_key(|a| like.iter().position(|b| a == b).unwrap_or(usize::MAX));
             axes
