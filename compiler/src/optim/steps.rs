@@ -4,6 +4,7 @@ use super::{Assembly, Error, Parameter, Phase, Sizes, Source, State, read_buffer
 use crate::autodiff;
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph, NodeId};
+use crate::graph::{fold, rewrite};
 
 /// What the clip adds to a norm before dividing (PyTorch's `clip_grad_norm_`).
 const CLIP_EPS: f64 = 1e-6;
@@ -38,7 +39,7 @@ impl<'a> Assembler<'a> {
     }
 
     fn push(&mut self, b: Builder) {
-        self.graphs.push(b.finish());
+        self.graphs.push(rewrite::clean(&fold::fold(&b.finish())));
     }
 
     fn parameters(&self) -> impl Iterator<Item = (usize, &'a Parameter)> + use<'a> {
