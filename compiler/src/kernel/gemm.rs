@@ -63,13 +63,69 @@ pub struct Gemm {
     pub args: Vec<EpilogueArg>,
 }
 
+/// How the result is cut into tasks. A function of the shape only: neither threads nor tiers change it, and K is never split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocking {
+    /// Rows of C per task.
+    pub rows: usize,
+    /// Columns of C per task, a multiple of 64 (symmetric: equal to `rows`).
+    pub cols: usize,
+    /// Tasks along m.
+    pub row_blocks: usize,
+    /// Tasks along n.
+    pub col_blocks: usize,
+}
+
 impl Gemm {
     /// Number of matrices.
     pub fn matrices(&self) -> usize {
         self.batch.iter().product()
     }
 
-    /// Packing of B, then the products.
+    /// Matrices of B that differ: one if every matrix of the batch uses the same.
+    pub fn packed_matrices(&self) -> usize {
+        if self.b.batch.iter().all(|&stride| stride == 0) { 1 } else { self.matrices() }
+    }
+
+    /// Columns of B that one task of `pack_b` packs.
+    pub const PACK_COLS: usize = 64;
+
+    /// Depth of B that one task of `pack_b` packs; even, a multiple of 32.
+    pub const PACK_DEPTH: usize = 512;
+
+    /// The cut into tasks: about forty or more, so that a few threads stay balanced, of at least 48 x 64.
+    pub fn blocking(&self) -> Blocking {
+        if self.symmetric {
+            // A multiple of 16 (mirroring) and of the row tile (4 in bf16, 6 in f32).
+            let rows = if self.compute == DType::Bf16 { 64 } else { 48 };
+            let blocks = self.m.div_ceil(rows);
+            return Blocking { rows, cols: rows, row_blocks: blocks, col_blocks: blocks };
+        }
+        const TASKS: usize = 40;
+        let rows = 48;
+        let row_blocks = self.m.div_ceil(rows);
+        let wanted = TASKS.div_ceil(self.matrices() * row_blocks).clamp(1, self.n.div_ceil(64));
+        let cols = round_up(self.n.div_ceil(wanted), 64);
+        Blocking { rows, cols, row_blocks, col_blocks: self.n.div_ceil(cols) }
+    }
+
+    /// Tasks of one matrix.
+    pub fn blocks(&self) -> usize {
+        let b = self.blocking();
+        if self.symmetric { b.row_blocks * (b.row_blocks + 1) / 2 } else { b.row_blocks * b.col_blocks }
+    }
+
+    /// Bytes of scratch for the task's rows of A in packed form; 0 if no tier needs it.
+    pub fn packed_a_bytes(&self) -> usize {
+        let as_it_lies = self.compute == DType::F32 && self.a.dtype == DType::F32 && self.a.k == 1;
+        // bf16 products without `vdpbf16ps` widen A to f32 first.
+        if as_it_lies { 0 } else { round_up(self.blocking().rows, 48) * round_up(self.k, 32) * 4 }
+    }
+
+    /// Bytes of scratch for finished sums of one panel (f32, up to 66 rows of 64) and for their mirror image.
+    pub const SUMS_BYTES: usize = 72 * 64 * 4;
+
+    /// `pack_b` brings B into panels of consecutive columns, k by k; `main` multiplies and runs the epilogue.
     pub fn launches(&self) -> Vec<Launch> {
         let matrices = self.matrices();
         let operand = |rows: usize, o: &Operand| (rows * self.k * o.dtype.bytes()) as u64;
@@ -79,30 +135,32 @@ impl Gemm {
         let outputs: u64 =
             self.epilogue.buffers.iter().skip(1).zip(&self.args).map(|(b, a)| self.arg_bytes(b.ty.dtype, a)).sum();
         let products = (2 * matrices * self.m * self.n * self.k) as u64;
+        let packs = self.packed_matrices() * self.n.div_ceil(Self::PACK_COLS) * self.k.div_ceil(Self::PACK_DEPTH);
         vec![
             Launch {
                 entry: "pack_b",
-                tasks: (matrices * self.n.div_ceil(64)) as u32,
+                tasks: packs as u32,
                 args: vec![LaunchArg::Arg(1), LaunchArg::Temp(0)],
                 scratch: 0,
                 flops: 0,
-                bytes: matrices as u64 * operand(self.n, &self.b) + packed,
+                bytes: self.packed_matrices() as u64 * operand(self.n, &self.b) + packed,
             },
             Launch {
                 entry: "main",
-                tasks: (matrices * self.m.div_ceil(64)) as u32,
+                tasks: (matrices * self.blocks()) as u32,
                 args,
-                scratch: (64 * self.k.max(64) * 4 + 64 * 64 * 4) as u64,
+                scratch: (self.packed_a_bytes() + 2 * Self::SUMS_BYTES) as u64,
                 flops: if self.symmetric { products / 2 } else { products },
                 bytes: matrices as u64 * operand(self.m, &self.a) + packed + outputs,
             },
         ]
     }
 
-    /// Packed B.
+    /// Packed B. bf16 products need half the room where `vdpbf16ps` exists, but panels of 64 columns; both tiers must fit.
     pub fn temps(&self) -> Vec<u64> {
-        let width = if self.compute == DType::Bf16 { 2 } else { 4 };
-        vec![(self.matrices() * round_up(self.n, 64) * round_up(self.k, 2) * width) as u64]
+        let narrow = round_up(self.n, 16) * self.k * 4;
+        let wide = if self.compute == DType::Bf16 { round_up(self.n, 64) * round_up(self.k, 2) * 2 } else { 0 };
+        vec![(self.packed_matrices() * narrow.max(wide)) as u64]
     }
 
     /// Bytes of the memory that an epilogue buffer spans.

@@ -6,11 +6,12 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::object::{self, Job};
 use super::sys::{Aligned, Library};
 use super::tier::Tier;
-use crate::kernel::{Kernel, LaunchArg};
+use crate::kernel::{Kernel, Launch, LaunchArg};
 
 /// Compiled kernels, loaded.
 pub struct Loaded {
@@ -65,24 +66,64 @@ impl Loaded {
 
     /// Runs all launches of a kernel that was built for `tier` (see [`Tier::of_kernel`]).
     pub fn run(&self, kernel: &Kernel, tier: Tier, args: &mut [Vec<u8>]) -> Result<(), String> {
-        let mut memory: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
-        memory.extend(kernel.temps().iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
+        let mut memory = Memory::new(kernel, args);
         for launch in &kernel.launches() {
-            let symbol = super::cpu::symbol(kernel, launch.entry, tier);
-            let order: Vec<usize> = launch
-                .args
-                .iter()
-                .map(|a| match a {
-                    LaunchArg::Arg(i) => *i,
-                    LaunchArg::Temp(i) => args.len() + i,
-                })
-                .collect();
-            let mut scratch = Aligned::poisoned(launch.scratch as usize);
-            self.library.run(&symbol, (0..launch.tasks as u64).rev(), &mut memory, &order, &mut scratch)?;
-            check_guards(&symbol, &memory, &scratch)?;
+            self.launch(kernel, tier, launch, &mut memory)?;
         }
-        copy_back(&memory, args);
+        copy_back(&memory.buffers, args);
         Ok(())
+    }
+
+    /// Runs a kernel `repeats` times on one thread and gives the shortest time of each launch, by entry.
+    pub fn measure(
+        &self,
+        kernel: &Kernel,
+        tier: Tier,
+        args: &[Vec<u8>],
+        repeats: usize,
+    ) -> Result<Vec<(&'static str, Duration)>, String> {
+        let mut memory = Memory::new(kernel, args);
+        let launches = kernel.launches();
+        let mut best: Vec<_> = launches.iter().map(|l| (l.entry, Duration::MAX)).collect();
+        for _ in 0..repeats {
+            for (launch, best) in launches.iter().zip(&mut best) {
+                let start = Instant::now();
+                self.launch(kernel, tier, launch, &mut memory)?;
+                best.1 = best.1.min(start.elapsed());
+            }
+        }
+        Ok(best)
+    }
+
+    fn launch(&self, kernel: &Kernel, tier: Tier, launch: &Launch, memory: &mut Memory) -> Result<(), String> {
+        let symbol = super::cpu::symbol(kernel, launch.entry, tier);
+        let place = |a: &LaunchArg| match a {
+            LaunchArg::Arg(i) => *i,
+            LaunchArg::Temp(i) => memory.args + i,
+        };
+        let order: Vec<usize> = launch.args.iter().map(place).collect();
+        if memory.scratch.bytes().len() != launch.scratch as usize {
+            memory.scratch = Aligned::poisoned(launch.scratch as usize);
+        }
+        let tasks = (0..launch.tasks as u64).rev();
+        self.library.run(&symbol, tasks, &mut memory.buffers, &order, &mut memory.scratch)?;
+        check_guards(&symbol, &memory.buffers, &memory.scratch)
+    }
+}
+
+/// What the launches of one kernel work on.
+struct Memory {
+    /// Arguments, then temporaries.
+    buffers: Vec<Aligned>,
+    args: usize,
+    scratch: Aligned,
+}
+
+impl Memory {
+    fn new(kernel: &Kernel, args: &[Vec<u8>]) -> Memory {
+        let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
+        buffers.extend(kernel.temps().iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
+        Memory { buffers, args: args.len(), scratch: Aligned::poisoned(0) }
     }
 }
 

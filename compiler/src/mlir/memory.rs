@@ -35,16 +35,20 @@ pub fn store_scalar<'c>(e: &Emit<'c>, v: V<'c>, ptr: V<'c>, dtype: DType) {
 
 /// Loads the first `n <= lanes` of `lanes` elements, the others are 0.
 pub fn load<'c>(e: &Emit<'c>, ptr: V<'c>, dtype: DType, lanes: u32, n: u32) -> V<'c> {
+    widen(e, load_raw(e, ptr, dtype, lanes, n), dtype)
+}
+
+/// As [`load`], in storage form.
+pub fn load_raw<'c>(e: &Emit<'c>, ptr: V<'c>, dtype: DType, lanes: u32, n: u32) -> V<'c> {
     let elem = storage_elem(dtype);
     let ty = Ty::vec(lanes, elem);
-    let raw = if n >= lanes {
+    if n >= lanes {
         e.load(ptr, ty)
     } else if elem.bytes() == 4 {
         e.masked_load(ptr, e.first_lanes(lanes, n), e.zero(ty))
     } else {
         load_pieces(e, ptr, ty, n)
-    };
-    widen(e, raw, dtype)
+    }
 }
 
 /// Stores the first `n <= lanes` lanes.

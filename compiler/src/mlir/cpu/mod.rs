@@ -3,7 +3,9 @@
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`]; *promises* one function per launch, named [`symbol`], of type
 //! `golf_runtime::plan::KernelFn`.
 
+<<<<<<< HEAD
 pub mod attend;
+mod gemm;
 
 use super::emit::Unit;
 use super::tier::Tier;
@@ -18,7 +20,8 @@ pub fn symbol(kernel: &Kernel, entry: &str, tier: Tier) -> String {
 pub fn emit(unit: &Unit, kernel: &Kernel, tier: Tier) -> Result<(), String> {
     match kernel {
         Kernel::Attend(k) => attend::emit(unit, k, tier, &|entry| symbol(kernel, entry, tier)),
-        Kernel::Gemm(_) | Kernel::Row(_) | Kernel::Scatter(_) => {
+        Kernel::Gemm(g) => gemm::emit(unit, kernel, g, tier),
+        Kernel::Row(_) | Kernel::Scatter(_) => {
             Err(format!("{}: no emitter for this kernel family in this build", kernel.symbol()))
         }
         Kernel::Host(builtin) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),

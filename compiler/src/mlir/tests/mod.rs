@@ -2,6 +2,7 @@
 
 mod builder;
 mod elementwise;
+mod gemm;
 mod math;
 
 use super::emit::{Emit, Unit, V};

@@ -1,0 +1,264 @@
+//! The epilogue: the fused element-wise program on finished sums.
+//!
+//! *Takes* a panel of sums in scratch and where it lies in C; *gives* the effects in memory; *promises* each output element written exactly once,
+//! nothing beyond the edges touched. Values that do not vary along n are computed once per row, those that vary along neither once per panel.
+
+use super::super::super::emit::{Cmp, Elem, Emit, F32X16, I32, I32X16, Ty, V};
+use super::super::super::{elementwise, memory};
+use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
+use crate::kernel::gemm::{EpilogueArg, Gemm};
+
+/// Rows and columns of C that a panel of sums holds.
+#[derive(Clone, Copy)]
+pub(super) struct Window<'c> {
+    pub(super) i: V<'c>,
+    pub(super) j: V<'c>,
+    pub(super) rows: V<'c>,
+    pub(super) cols: V<'c>,
+}
+
+/// How often a value must be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Panel,
+    Row,
+    Vector,
+}
+
+/// An epilogue ready to be emitted (as often as needed).
+pub(super) struct Program<'k, 'c> {
+    g: &'k Gemm,
+    /// Pointers of buffers 1.. .
+    args: &'k [V<'c>],
+    needed: Vec<bool>,
+    levels: Vec<Level>,
+}
+
+/// Where a vector of the panel lies: row of C, first column of C, how many lanes exist.
+struct Spot<'c> {
+    row: V<'c>,
+    col: V<'c>,
+    lanes: u32,
+    sums: V<'c>,
+}
+
+impl<'k, 'c> Program<'k, 'c> {
+    /// Checks that every op is one that epilogues may hold.
+    pub(super) fn new(g: &'k Gemm, args: &'k [V<'c>]) -> Result<Self, String> {
+        let body = &g.epilogue;
+        let fail = |why: String| Err(format!("gemm {}x{}x{}: {why}", g.m, g.n, g.k));
+        let mut needed = vec![false; body.nodes.len()];
+        for effect in &body.effects {
+            needed[effect.value.0 as usize] = true;
+            let ty = &body.buffers[effect.buffer.0 as usize].ty;
+            let spans = |axis: u32, extent: usize| extent == 1 || ty.axes.iter().any(|a| a.0 == axis);
+            if !spans(0, g.m) || !spans(1, g.n) {
+                return fail("an output of the epilogue does not vary along m and n".into());
+            }
+        }
+        for (i, node) in body.nodes.iter().enumerate().rev() {
+            if !needed[i] {
+                continue;
+            }
+            node.args.iter().for_each(|a| needed[a.0 as usize] = true);
+            match node.op {
+                Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
+                Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
+                _ => return fail(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
+            }
+        }
+        let levels = body.nodes.iter().map(|node| level(g, node)).collect();
+        Ok(Program { g, args, needed, levels })
+    }
+
+    fn body(&self) -> &'k Graph {
+        &self.g.epilogue
+    }
+
+    /// Runs the program over a panel; `width` is the distance between its rows in scratch.
+    pub(super) fn run(&self, e: &Emit<'c>, batch: &[V<'c>], at: Window<'c>, sums: V<'c>, width: usize) {
+        let mut values: Vec<Option<V<'c>>> = vec![None; self.body().nodes.len()];
+        self.evaluate(e, Level::Panel, batch, None, &mut values);
+        e.for_(e.i(0), at.rows, e.i(1), &[], |e, r, _| {
+            let row = e.add(at.i, r);
+            let line = e.gep(sums, Elem::F32, e.mul_n(r, width as i64));
+            let mut values = values.clone();
+            let spot = Spot { row, col: at.j, lanes: 0, sums: line };
+            self.evaluate(e, Level::Row, batch, Some(&spot), &mut values);
+            self.vectors(e, at, |e, c, lanes| {
+                let mut values = values.clone();
+                let sums = e.gep(line, Elem::F32, c);
+                let spot = Spot { row, col: e.add(at.j, c), lanes, sums };
+                self.evaluate(e, Level::Vector, batch, Some(&spot), &mut values);
+                for effect in &self.body().effects {
+                    let value = values[effect.value.0 as usize].expect("evaluated");
+                    self.store(e, effect, value, batch, &spot);
+                }
+            });
+            vec![]
+        });
+    }
+
+    /// Copies the old content of the accumulated buffer into the sums.
+    pub(super) fn read_target(&self, e: &Emit<'c>, batch: &[V<'c>], at: Window<'c>, sums: V<'c>, width: usize) {
+        let buffer = self.body().effects[0].buffer.0 as usize;
+        e.for_(e.i(0), at.rows, e.i(1), &[], |e, r, _| {
+            let row = e.add(at.i, r);
+            self.vectors(e, at, |e, c, lanes| {
+                let to = e.gep(sums, Elem::F32, e.add(e.mul_n(r, width as i64), c));
+                let spot = Spot { row, col: e.add(at.j, c), lanes, sums: to };
+                let old = self.load(e, buffer, batch, &spot);
+                e.store(old, to);
+            });
+            vec![]
+        });
+    }
+
+    /// Calls `body(column, lanes)` for the vectors of one row; only the last of a ragged edge has fewer than 16 lanes.
+    fn vectors(&self, e: &Emit<'c>, at: Window<'c>, body: impl Fn(&Emit<'c>, V<'c>, u32)) {
+        let tail = (self.g.n % 16) as u32;
+        let whole = e.mul_n(e.divu(at.cols, e.i(16)), 16);
+        e.for_(e.i(0), whole, e.i(16), &[], |e, c, _| {
+            body(e, c, 16);
+            vec![]
+        });
+        if tail != 0 {
+            e.when(e.cmp(Cmp::Ne, whole, at.cols), |e| body(e, whole, tail));
+        }
+    }
+
+    /// Computes every needed value of one level.
+    fn evaluate(
+        &self,
+        e: &Emit<'c>,
+        level: Level,
+        batch: &[V<'c>],
+        spot: Option<&Spot<'c>>,
+        values: &mut [Option<V<'c>>],
+    ) {
+        for (i, node) in self.body().nodes.iter().enumerate() {
+            if self.needed[i] && self.levels[i] == level {
+                values[i] = Some(self.node(e, node, level, batch, spot, values));
+            }
+        }
+    }
+
+    fn node(
+        &self,
+        e: &Emit<'c>,
+        node: &Node,
+        level: Level,
+        batch: &[V<'c>],
+        spot: Option<&Spot<'c>>,
+        values: &[Option<V<'c>>],
+    ) -> V<'c> {
+        let arg = |i: usize| {
+            let v = values[node.args[i].0 as usize].expect("operands come first");
+            if level == Level::Vector && v.ty.lanes == 0 { e.splat(v, 16) } else { v }
+        };
+        match &node.op {
+            Op::Read(buffer) if buffer.0 == 0 => e.load(spot.expect("sums vary").sums, F32X16),
+            Op::Read(buffer) => match spot {
+                Some(spot) => self.load(e, buffer.0 as usize, batch, spot),
+                None => self.scalar(e, buffer.0 as usize, batch, None),
+            },
+            Op::Const(x) => match node.ty.dtype {
+                DType::I32 | DType::I8 => e.iconst(I32, x.get() as i64),
+                DType::Bool => e.iconst(Ty::of(Elem::I1), (x.get() != 0.0) as i64),
+                _ => e.fconst(Ty::of(Elem::F32), x.get()),
+            },
+            Op::Iota(axis) => match (axis.0, spot) {
+                (0, Some(spot)) => e.truncate(spot.row, Elem::I32),
+                (1, Some(spot)) => e.add(e.splat(e.truncate(spot.col, Elem::I32), 16), e.iota(16)),
+                (axis, _) => e.truncate(batch[axis as usize - 2], Elem::I32),
+            },
+            Op::Unary(op) => elementwise::unary(e, *op, arg(0)),
+            Op::Binary(op) => elementwise::binary(e, *op, arg(0), arg(1)),
+            Op::Select => e.select(arg(0), arg(1), arg(2)),
+            Op::Cast(to) => elementwise::cast(e, arg(0), *to),
+            Op::Broadcast | Op::StraightThrough | Op::StopGradient => arg(0),
+            other => unreachable!("{other:?} was refused by `new`"),
+        }
+    }
+
+    fn arg(&self, buffer: usize) -> (&'k EpilogueArg, DType, V<'c>) {
+        let dtype = self.body().buffers[buffer].ty.dtype;
+        (&self.g.args[buffer - 1], dtype, self.args[buffer - 1])
+    }
+
+    /// Address of the element at (batch, row, col).
+    fn address(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], row_col: Option<(V<'c>, V<'c>)>) -> V<'c> {
+        let (arg, dtype, base) = self.arg(buffer);
+        let elem = memory::storage_elem(dtype);
+        let mut terms: Vec<(V<'c>, i64)> = batch.iter().copied().zip(arg.batch.iter().copied()).collect();
+        if let Some((row, col)) = row_col {
+            terms.extend([(row, arg.m), (col, arg.n)]);
+        }
+        let mut address = e.gep_const(base, elem, arg.offset);
+        for (index, stride) in terms {
+            if stride != 0 {
+                address = e.gep(address, elem, e.mul_n(index, stride));
+            }
+        }
+        address
+    }
+
+    fn scalar(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], row_col: Option<(V<'c>, V<'c>)>) -> V<'c> {
+        let (_, dtype, _) = self.arg(buffer);
+        memory::load_scalar(e, self.address(e, buffer, batch, row_col), dtype)
+    }
+
+    /// An argument at a spot: a scalar if it does not vary along n.
+    fn load(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], spot: &Spot<'c>) -> V<'c> {
+        let (arg, dtype, _) = self.arg(buffer);
+        let address = self.address(e, buffer, batch, Some((spot.row, spot.col)));
+        match arg.n {
+            0 => memory::load_scalar(e, address, dtype),
+            1 => memory::load(e, address, dtype, 16, spot.lanes),
+            stride => {
+                let elem = memory::storage_elem(dtype);
+                let mut v = e.zero(Ty::vec(16, elem));
+                for lane in 0..spot.lanes {
+                    let x = e.load(e.gep_const(address, elem, lane as i64 * stride), Ty::of(elem));
+                    v = e.insert(x, v, lane);
+                }
+                memory::widen(e, v, dtype)
+            }
+        }
+    }
+
+    fn store(&self, e: &Emit<'c>, effect: &Effect, value: V<'c>, batch: &[V<'c>], spot: &Spot<'c>) {
+        let buffer = effect.buffer.0 as usize;
+        let (arg, dtype, _) = self.arg(buffer);
+        let mut v = if value.ty.lanes == 0 { e.splat(value, 16) } else { value };
+        if effect.mode == EffectMode::Accumulate && !self.g.accumulate {
+            let old = self.load(e, buffer, batch, spot);
+            v = e.add(if old.ty.lanes == 0 { e.splat(old, 16) } else { old }, v);
+        }
+        let address = self.address(e, buffer, batch, Some((spot.row, spot.col)));
+        match arg.n {
+            1 => memory::store(e, v, address, dtype, spot.lanes),
+            stride => {
+                let raw = memory::narrow(e, v, dtype);
+                for lane in 0..spot.lanes {
+                    e.store(e.extract(raw, lane), e.gep_const(address, raw.ty.elem, lane as i64 * stride));
+                }
+            }
+        }
+    }
+}
+
+/// The level of a node, from the axes of its type and, for reads, from how the buffer is addressed.
+fn level(g: &Gemm, node: &Node) -> Level {
+    let has = |axis: u32| node.ty.axes.iter().any(|a| a.0 == axis);
+    match node.op {
+        Op::Read(buffer) if buffer.0 == 0 => Level::Vector,
+        _ if has(1) => Level::Vector,
+        Op::Read(buffer) if g.args[buffer.0 as usize - 1].m != 0 => Level::Row,
+        _ if has(0) => Level::Row,
+        _ => Level::Panel,
+    }
+}
+
+/// Iota along n must have as many i32 lanes as a vector of sums.
+const _: () = assert!(I32X16.lanes == F32X16.lanes);

@@ -1,0 +1,234 @@
+//! Packing: operands in the order and dtype in which the register tile reads them.
+//!
+//! *Takes* an operand in memory; *gives* B as panels `[column / cols][step][cols]` and a task's rows of A as `[row][k]` or
+//! `[row / group][step][group]`; *promises* to read only the operand's own elements. Columns and rows beyond the edge repeat the last one (their
+//! sums are dropped); an odd k is completed with a zero, which adds nothing.
+
+use super::super::super::emit::{Cmp, Elem, Emit, V};
+use super::super::super::memory;
+use super::{Plan, SourceA};
+use crate::graph::ir::DType;
+use crate::kernel::gemm::{Gemm, Operand};
+
+impl Plan<'_> {
+    /// `lanes` consecutive elements (the first `n` of them) as f32, rounded to the compute dtype.
+    fn load<'c>(&self, e: &Emit<'c>, ptr: V<'c>, dtype: DType, lanes: u32, n: u32) -> V<'c> {
+        let v = memory::load(e, ptr, dtype, lanes, n);
+        if self.g.compute == DType::Bf16 && dtype == DType::F32 { e.from_bf16(e.to_bf16(v)) } else { v }
+    }
+
+    /// `lanes` consecutive elements as bf16.
+    fn load_bf16<'c>(&self, e: &Emit<'c>, ptr: V<'c>, dtype: DType, lanes: u32, n: u32) -> V<'c> {
+        match dtype {
+            DType::Bf16 => memory::load_raw(e, ptr, dtype, lanes, n),
+            _ => e.to_bf16(memory::load(e, ptr, dtype, lanes, n)),
+        }
+    }
+
+    /// 16 steps along k of one row, ready for a transpose: 16 f32, or 16 pairs as i32. `n` elements of k exist.
+    fn along_k<'c>(&self, e: &Emit<'c>, ptr: V<'c>, dtype: DType, n: u32) -> V<'c> {
+        if self.tile.pair == 1 {
+            return self.load(e, ptr, dtype, 16, n);
+        }
+        let v = self.load_bf16(e, ptr, dtype, 32, n);
+        e.bitcast(v, crate::mlir::emit::I32X16)
+    }
+
+    /// 16 rows or columns at one step, contiguous in memory: 16 f32, or 16 pairs as i32. `second`: the step's second k exists.
+    fn across<'c>(&self, e: &Emit<'c>, ptr: V<'c>, o: &Operand, lanes: u32, n: u32, second: bool) -> V<'c> {
+        if self.tile.pair == 1 {
+            return self.load(e, ptr, o.dtype, lanes, n);
+        }
+        let even = self.load_bf16(e, ptr, o.dtype, lanes, n);
+        let odd = match second {
+            true => {
+                let next = e.gep_const(ptr, memory::storage_elem(o.dtype), o.k);
+                self.load_bf16(e, next, o.dtype, lanes, n)
+            }
+            false => e.zero(even.ty),
+        };
+        let pairs = e.interleave(even, odd);
+        e.bitcast(pairs, crate::mlir::emit::Ty::vec(lanes, Elem::I32))
+    }
+
+    /// One task: up to 64 columns, up to [`Gemm::PACK_DEPTH`] of k, of one matrix.
+    pub(super) fn pack_b<'c>(&self, e: &Emit<'c>, task: V<'c>, b: V<'c>, out: V<'c>) {
+        let (g, tile) = (self.g, self.tile);
+        let (groups, depths) = (g.n.div_ceil(Gemm::PACK_COLS) as i64, g.k.div_ceil(Gemm::PACK_DEPTH) as i64);
+        let depth = e.remu(task, e.i(depths));
+        let rest = e.divu(task, e.i(depths));
+        let group = e.remu(rest, e.i(groups));
+        let matrix = e.divu(rest, e.i(groups));
+        let storage = memory::storage_elem(g.b.dtype);
+        let batch: Vec<_> = self.batch(e, matrix).into_iter().zip(g.b.batch.iter().copied()).collect();
+        let b = self.address(e, b, storage, g.b.offset, &batch);
+        let out = e.gep(out, tile.elem(), e.mul_n(matrix, (g.n.div_ceil(tile.cols) * tile.panel(g.k)) as i64));
+        let k = e.mul_n(depth, Gemm::PACK_DEPTH as i64);
+        let k_end = e.min(e.add_n(k, Gemm::PACK_DEPTH as i64), e.i(g.k as i64));
+        let j = e.mul_n(group, Gemm::PACK_COLS as i64);
+        let j_end = e.min(e.add_n(j, Gemm::PACK_COLS as i64), e.i(g.n as i64));
+        e.for_(j, j_end, e.i(16), &[], |e, j, _| {
+            // Element 0 of column j in its panel.
+            let panel = e.mul_n(e.divu(j, e.i(tile.cols as i64)), tile.panel(g.k) as i64);
+            let out = e.gep(out, tile.elem(), e.add(panel, e.remu(j, e.i(tile.cols as i64))));
+            let to = |e: &Emit<'c>, step: V<'c>| e.gep(out, tile.elem(), e.mul_n(step, tile.cols as i64));
+            if g.b.k == 1 {
+                self.transpose_columns(e, b, j, k, k_end, &to);
+            } else {
+                self.copy_columns(e, b, j, k, k_end, &to);
+            }
+            vec![]
+        });
+    }
+
+    /// B contiguous along k: 16 columns by 16 steps at a time through a transpose.
+    fn transpose_columns<'c>(
+        &self,
+        e: &Emit<'c>,
+        b: V<'c>,
+        j: V<'c>,
+        k: V<'c>,
+        k_end: V<'c>,
+        to: &dyn Fn(&Emit<'c>, V<'c>) -> V<'c>,
+    ) {
+        let (g, tile) = (self.g, self.tile);
+        let storage = memory::storage_elem(g.b.dtype);
+        let last = e.i(g.n as i64 - 1);
+        let columns: Vec<V> =
+            (0..16).map(|t| e.gep(b, storage, e.mul_n(e.min(e.add_n(j, t), last), g.b.row))).collect();
+        let chunk = 16 * tile.pair;
+        let block = |e: &Emit<'c>, k: V<'c>, n: usize| {
+            let lines: Vec<V> =
+                columns.iter().map(|&c| self.along_k(e, e.gep(c, storage, k), g.b.dtype, n as u32)).collect();
+            let steps = e.transpose16(&lines);
+            let step = e.divu(k, e.i(tile.pair as i64));
+            for (t, &line) in steps.iter().enumerate().take(tile.steps(n)) {
+                e.store(line, to(e, e.add_n(step, t as i64)));
+            }
+        };
+        self.chunks(e, k, k_end, chunk, block);
+    }
+
+    /// B contiguous along n: step by step.
+    fn copy_columns<'c>(
+        &self,
+        e: &Emit<'c>,
+        b: V<'c>,
+        j: V<'c>,
+        k: V<'c>,
+        k_end: V<'c>,
+        to: &dyn Fn(&Emit<'c>, V<'c>) -> V<'c>,
+    ) {
+        let (g, tile) = (self.g, self.tile);
+        let storage = memory::storage_elem(g.b.dtype);
+        let column = e.gep(b, storage, j);
+        let copy = |e: &Emit<'c>, lanes: usize| {
+            self.chunks(e, k, k_end, tile.pair, |e, k, n| {
+                let from = e.gep(column, storage, e.mul_n(k, g.b.k));
+                let v = self.across(e, from, &g.b, 16, lanes as u32, n == tile.pair);
+                e.store(v, to(e, e.divu(k, e.i(tile.pair as i64))));
+            });
+        };
+        let tail = g.n % 16;
+        if tail == 0 {
+            copy(e, 16);
+        } else {
+            let whole = e.cmp(Cmp::Le, e.add_n(j, 16), e.i(g.n as i64));
+            e.if_(
+                whole,
+                &[],
+                |e| {
+                    copy(e, 16);
+                    vec![]
+                },
+                |e| {
+                    copy(e, tail);
+                    vec![]
+                },
+            );
+        }
+    }
+
+    /// Runs `body(k, n)` for chunks of `chunk` along k from `k` to `k_end`; the ragged end of the whole depth, if there is one, as
+    /// a chunk of its own size. `k` is a multiple of `chunk`.
+    fn chunks<'c>(&self, e: &Emit<'c>, k: V<'c>, k_end: V<'c>, chunk: usize, body: impl Fn(&Emit<'c>, V<'c>, usize)) {
+        let tail = self.g.k % chunk;
+        let whole = e.i((self.g.k - tail) as i64);
+        e.for_(k, e.min(k_end, whole), e.i(chunk as i64), &[], |e, k, _| {
+            body(e, k, chunk);
+            vec![]
+        });
+        if tail != 0 {
+            e.when(e.cmp(Cmp::Eq, k_end, e.i(self.g.k as i64)), |e| body(e, whole, tail));
+        }
+    }
+
+    /// Packs the task's rows of A into scratch, if the tile cannot read them where they are. `a` points to the task's first row.
+    pub(super) fn pack_a<'c>(&self, e: &Emit<'c>, a: V<'c>, rows: V<'c>, out: V<'c>) {
+        match self.source {
+            SourceA::Memory => {}
+            SourceA::Rows => self.convert_rows(e, a, rows, out),
+            SourceA::Groups(width) => self.group_rows(e, a, rows, out, width),
+        }
+    }
+
+    /// A contiguous along k: rows stay rows, rounded and widened or narrowed.
+    fn convert_rows<'c>(&self, e: &Emit<'c>, a: V<'c>, rows: V<'c>, out: V<'c>) {
+        let (g, tile) = (self.g, self.tile);
+        let storage = memory::storage_elem(g.a.dtype);
+        let length = (tile.steps(g.k) * tile.pair) as i64;
+        let elem = if tile.pair == 2 { Elem::Bf16 } else { Elem::F32 };
+        e.for_(e.i(0), rows, e.i(1), &[], |e, r, _| {
+            let from = e.gep(a, storage, e.mul_n(r, g.a.row));
+            let to = e.gep(out, elem, e.mul_n(r, length));
+            self.chunks(e, e.i(0), e.i(g.k as i64), 16, |e, k, n| {
+                let ptr = e.gep(from, storage, k);
+                let target = e.gep(to, elem, k);
+                // The scratch has room for whole vectors after the last row; the zero after an odd k is part of the vector.
+                let v = match tile.pair {
+                    2 => self.load_bf16(e, ptr, g.a.dtype, 16, n as u32),
+                    _ => self.load(e, ptr, g.a.dtype, 16, n as u32),
+                };
+                let kept = (tile.steps(n) * tile.pair) as u32;
+                e.store(if kept < 16 { e.lanes(v, 0, kept) } else { v }, target);
+            });
+            vec![]
+        });
+    }
+
+    /// A contiguous along m: `width` rows of a step side by side.
+    fn group_rows<'c>(&self, e: &Emit<'c>, a: V<'c>, rows: V<'c>, out: V<'c>, width: usize) {
+        let (g, tile) = (self.g, self.tile);
+        let storage = memory::storage_elem(g.a.dtype);
+        let tail = g.m % width;
+        e.for_(e.i(0), rows, e.i(width as i64), &[], |e, r, _| {
+            let from = e.gep(a, storage, r);
+            let to = e.gep(out, tile.elem(), e.mul_n(r, tile.steps(g.k) as i64));
+            let copy = |e: &Emit<'c>, n: usize| {
+                self.chunks(e, e.i(0), e.i(g.k as i64), tile.pair, |e, k, depth| {
+                    let ptr = e.gep(from, storage, e.mul_n(k, g.a.k));
+                    let v = self.across(e, ptr, &g.a, width as u32, n as u32, depth == tile.pair);
+                    let step = e.divu(k, e.i(tile.pair as i64));
+                    e.store(v, e.gep(to, tile.elem(), e.mul_n(step, width as i64)));
+                });
+            };
+            if tail == 0 {
+                copy(e, width);
+                return vec![];
+            }
+            let whole = e.cmp(Cmp::Le, e.add_n(r, width as i64), rows);
+            e.if_(
+                whole,
+                &[],
+                |e| {
+                    copy(e, width);
+                    vec![]
+                },
+                |e| {
+                    copy(e, tail);
+                    vec![]
+                },
+            )
+        });
+    }
+}
