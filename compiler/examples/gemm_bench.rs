@@ -29,7 +29,14 @@ fn main() -> Result<(), String> {
     let given: Vec<usize> = std::env::args().skip(1).map(number).collect::<Result<_, _>>()?;
     let shapes = match given[..] {
         [m, n, k] => vec![(m, n, k)],
-        _ => vec![(2048, 512, 512), (1024, 512, 512), (1024, 1536, 512), (1024, 512, 1536), (512, 512, 1024), (1536, 512, 1024)],
+        _ => vec![
+            (2048, 512, 512),
+            (1024, 512, 512),
+            (1024, 1536, 512),
+            (1024, 512, 1536),
+            (512, 512, 1024),
+            (1536, 512, 1024),
+        ],
     };
     for (m, n, k) in shapes {
         for (dtype, tier) in [(DType::F32, Tier::V3), (DType::Bf16, Tier::V3), (DType::Bf16, Tier::Avx512Bf16)] {

@@ -119,7 +119,7 @@ impl Gemm {
     pub fn packed_a_bytes(&self) -> usize {
         let as_it_lies = self.compute == DType::F32 && self.a.dtype == DType::F32 && self.a.k == 1;
         // bf16 products without `vdpbf16ps` widen A to f32 first.
-        if as_it_lies { 0 } else { round_up(self.blocking().rows, 48) * round_up(self.k, 32) * 4 }
+        if as_it_lies { 0 } else { (round_up(self.blocking().rows, 48) * round_up(self.k, 32) + 16) * 4 }
     }
 
     /// Bytes of scratch for finished sums of one panel (f32, up to 66 rows of 64) and for their mirror image.

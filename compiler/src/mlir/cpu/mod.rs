@@ -3,7 +3,6 @@
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`]; *promises* one function per launch, named [`symbol`], of type
 //! `golf_runtime::plan::KernelFn`.
 
-<<<<<<< HEAD
 pub mod attend;
 mod gemm;
 

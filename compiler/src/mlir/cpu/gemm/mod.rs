@@ -296,7 +296,7 @@ impl Plan<'_> {
             }
             SourceA::Groups(width) => {
                 let w = width as i64;
-                let group = e.mul_n(e.divu(r, e.i(w)), w * tile.steps(g.k) as i64);
+                let group = e.mul_n(e.divu(r, e.i(w)), self.group(width));
                 let base = e.gep(a, elem, e.add(e.add(group, e.remu(r, e.i(w))), e.mul_n(p, w)));
                 ((0..tile.rows).map(|t| e.gep_const(base, elem, t as i64)).collect(), w)
             }

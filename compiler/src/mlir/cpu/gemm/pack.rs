@@ -196,39 +196,76 @@ impl Plan<'_> {
         });
     }
 
-    /// A contiguous along m: `width` rows of a step side by side.
+    /// A contiguous along m: `width` rows of a step side by side, group after group, each [`Plan::group`] elements long.
     fn group_rows<'c>(&self, e: &Emit<'c>, a: V<'c>, rows: V<'c>, out: V<'c>, width: usize) {
+        let block = self.g.blocking().rows;
+        let full = |e: &Emit<'c>| self.full_block(e, a, out, width);
+        let ragged = |e: &Emit<'c>| self.ragged_block(e, a, rows, out, width);
+        match (self.g.m >= block, self.g.m.is_multiple_of(block)) {
+            (true, true) => full(e),
+            (false, _) => ragged(e),
+            (true, false) => {
+                let whole = e.cmp(Cmp::Eq, rows, e.i(block as i64));
+                e.if_(
+                    whole,
+                    &[],
+                    |e| {
+                        full(e);
+                        vec![]
+                    },
+                    |e| {
+                        ragged(e);
+                        vec![]
+                    },
+                );
+            }
+        }
+    }
+
+    /// All rows of a block at once, so that each line of A is read once. Six lanes cost two loads and two stores, eight cost one each: every
+    /// group but the last takes two lanes too many, which the next step (or the two spare elements after the group) receives.
+    fn full_block<'c>(&self, e: &Emit<'c>, a: V<'c>, out: V<'c>, width: usize) {
         let (g, tile) = (self.g, self.tile);
         let storage = memory::storage_elem(g.a.dtype);
-        let tail = g.m % width;
-        e.for_(e.i(0), rows, e.i(width as i64), &[], |e, r, _| {
-            let from = e.gep(a, storage, r);
-            let to = e.gep(out, tile.elem(), e.mul_n(r, tile.steps(g.k) as i64));
-            let copy = |e: &Emit<'c>, n: usize| {
-                self.chunks(e, e.i(0), e.i(g.k as i64), tile.pair, |e, k, depth| {
-                    let ptr = e.gep(from, storage, e.mul_n(k, g.a.k));
-                    let v = self.across(e, ptr, &g.a, width as u32, n as u32, depth == tile.pair);
-                    let step = e.divu(k, e.i(tile.pair as i64));
-                    e.store(v, e.gep(to, tile.elem(), e.mul_n(step, width as i64)));
-                });
-            };
-            if tail == 0 {
-                copy(e, width);
-                return vec![];
+        let groups = g.blocking().rows / width;
+        self.chunks(e, e.i(0), e.i(g.k as i64), tile.pair, |e, k, depth| {
+            let from = e.gep(a, storage, e.mul_n(k, g.a.k));
+            let to = e.gep(out, tile.elem(), e.mul_n(e.divu(k, e.i(tile.pair as i64)), width as i64));
+            for group in 0..groups {
+                let lanes = if width == 6 && group + 1 < groups { 8 } else { width } as u32;
+                let ptr = e.gep_const(from, storage, (group * width) as i64);
+                let v = self.across(e, ptr, &g.a, lanes, lanes, depth == tile.pair);
+                e.store(v, e.gep_const(to, tile.elem(), group as i64 * self.group(width)));
             }
-            let whole = e.cmp(Cmp::Le, e.add_n(r, width as i64), rows);
-            e.if_(
-                whole,
-                &[],
-                |e| {
-                    copy(e, width);
-                    vec![]
-                },
-                |e| {
-                    copy(e, tail);
-                    vec![]
-                },
-            )
         });
+    }
+
+    /// The last, smaller block: group by group, the last group with the rows that are left.
+    fn ragged_block<'c>(&self, e: &Emit<'c>, a: V<'c>, rows: V<'c>, out: V<'c>, width: usize) {
+        let (g, tile) = (self.g, self.tile);
+        let storage = memory::storage_elem(g.a.dtype);
+        let group = |e: &Emit<'c>, r: V<'c>, n: usize| {
+            let from = e.gep(a, storage, r);
+            let to = e.gep(out, tile.elem(), e.mul_n(e.divu(r, e.i(width as i64)), self.group(width)));
+            self.chunks(e, e.i(0), e.i(g.k as i64), tile.pair, |e, k, depth| {
+                let ptr = e.gep(from, storage, e.mul_n(k, g.a.k));
+                let v = self.across(e, ptr, &g.a, width as u32, n as u32, depth == tile.pair);
+                e.store(v, e.gep(to, tile.elem(), e.mul_n(e.divu(k, e.i(tile.pair as i64)), width as i64)));
+            });
+        };
+        let tail = g.m % width;
+        let whole = e.mul_n(e.divu(rows, e.i(width as i64)), width as i64);
+        e.for_(e.i(0), whole, e.i(width as i64), &[], |e, r, _| {
+            group(e, r, width);
+            vec![]
+        });
+        if tail != 0 {
+            group(e, whole, tail);
+        }
+    }
+
+    /// Elements from one group of packed rows of A to the next.
+    pub(super) fn group(&self, width: usize) -> i64 {
+        (self.tile.steps(self.g.k) * width + if width == 6 { 2 } else { 0 }) as i64
     }
 }
