@@ -134,14 +134,40 @@ pub enum HostOp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum HostUnary {
-    Neg, Exp, Log, Sin, Cos, Sqrt, Abs, Round, Floor, Sign, Not, Tanh,
+    Neg,
+    Exp,
+    Log,
+    Sin,
+    Cos,
+    Sqrt,
+    Abs,
+    Round,
+    Floor,
+    Sign,
+    Not,
+    Tanh,
 }
 
 /// See [`HostOp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum HostBinary {
-    Add, Sub, Mul, Div, Min, Max, Pow, Mod, Eq, Ne, Lt, Le, Gt, Ge, And, Or,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Min,
+    Max,
+    Pow,
+    Mod,
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    And,
+    Or,
 }
 
 /// One kernel launch.

@@ -60,7 +60,11 @@ impl<'s> Model<'s> {
             Some(settings) => {
                 let (micro, update) = (GraphIo::of(session, "adapt.micro")?, session.graph("adapt.update")?);
                 let scale = session.input(micro.graph, "scale")?;
-                let hypers = settings.hypers.iter().map(|h| Ok((session.input(update, &h.name)?, h.clone()))).collect::<Result<_>>()?;
+                let hypers = settings
+                    .hypers
+                    .iter()
+                    .map(|h| Ok((session.input(update, &h.name)?, h.clone())))
+                    .collect::<Result<_>>()?;
                 let grad_norm = session.find_output(update, "grad_norm");
                 Some(AdaptIo { settings: settings.clone(), micro, scale, update, hypers, grad_norm })
             }
@@ -97,7 +101,10 @@ impl Engine for Model<'_> {
         let Some(a) = &self.adapt else { return Err(Error::input("this program declares no adaptation")) };
         let per_run = a.settings.micro_rows as usize * self.window;
         if tokens.len() % per_run != 0 {
-            return Err(Error::input(format!("{} tokens are no whole number of micro-batches of {per_run}", tokens.len())));
+            return Err(Error::input(format!(
+                "{} tokens are no whole number of micro-batches of {per_run}",
+                tokens.len()
+            )));
         }
         self.session.zero_grads();
         let mut sum = 0.0;
@@ -140,7 +147,10 @@ impl Engine for Model<'_> {
     fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
         let total: usize = self.state.iter().map(Buffer::bytes).sum();
         if snapshot.len() != total {
-            return Err(Error::input(format!("the evaluation's snapshot has {} bytes, expected {total}", snapshot.len())));
+            return Err(Error::input(format!(
+                "the evaluation's snapshot has {} bytes, expected {total}",
+                snapshot.len()
+            )));
         }
         let mut rest = snapshot;
         for b in &self.state {

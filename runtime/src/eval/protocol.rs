@@ -153,7 +153,8 @@ pub fn evaluate(
     let count = stream.targets.div_ceil(size);
     header.weights = engine.weights_hash()?;
     let mut state = first_state(&header.weights);
-    let (mut nll, mut per_chunk, mut totals, mut updates, mut first) = (Vec::new(), Vec::new(), Totals::default(), Vec::new(), 0);
+    let (mut nll, mut per_chunk, mut totals, mut updates, mut first) =
+        (Vec::new(), Vec::new(), Totals::default(), Vec::new(), 0);
 
     let resumed = resume(&mut header, files)?;
     let mut writer = match resumed {
@@ -161,7 +162,8 @@ pub fn evaluate(
             engine.restore(&snapshot.engine)?;
             nll = read_nll(&files.nll, lines.iter().map(|l| l.count).sum())?;
             for line in &lines {
-                let sum = receipt::parse_f64(&line.sum_nll).ok_or_else(|| Error::file(&files.receipt, "a sum is not a number"))?;
+                let sum = receipt::parse_f64(&line.sum_nll)
+                    .ok_or_else(|| Error::file(&files.receipt, "a sum is not a number"))?;
                 let t = Totals { sum_nll: sum, targets: line.count, bytes: line.bytes };
                 totals.add(&t);
                 per_chunk.push(t);
@@ -174,7 +176,8 @@ pub fn evaluate(
             Writer::create(&files.receipt, header.clone())?
         }
     };
-    let mut nll_file = fs::File::options().append(true).create(true).open(&files.nll).map_err(|e| Error::io(&files.nll, e))?;
+    let mut nll_file =
+        fs::File::options().append(true).create(true).open(&files.nll).map_err(|e| Error::io(&files.nll, e))?;
     let mut saved = Instant::now();
 
     for unscored in chunks(stream.targets, size, first) {
@@ -208,8 +211,14 @@ pub fn evaluate(
         if saved.elapsed() > SNAPSHOT_EVERY && index + 1 < count {
             nll_file.sync_data().map_err(|e| Error::io(&files.nll, e))?;
             let offset = fs::metadata(&files.receipt).map_err(|e| Error::io(&files.receipt, e))?.len();
-            Snapshot { chunk: index + 1, receipt_offset: offset, prev: writer.prev().into(), state: state.clone(), engine: engine.snapshot()? }
-                .write(&files.snapshot)?;
+            Snapshot {
+                chunk: index + 1,
+                receipt_offset: offset,
+                prev: writer.prev().into(),
+                state: state.clone(),
+                engine: engine.snapshot()?,
+            }
+            .write(&files.snapshot)?;
             saved = Instant::now();
         }
     }
@@ -238,11 +247,17 @@ fn resume(header: &mut Header, files: &Files) -> Result<Option<(Snapshot, Vec<Ch
         return Ok(None); // a finished evaluation is simply done again
     }
     // An empty line ends each aborted attempt, so the file also counts them.
-    let snapshot = Snapshot::read(&files.snapshot).filter(|_| Header { attempts: header.attempts, ..old.header.clone() } == *header);
+    let snapshot = Snapshot::read(&files.snapshot)
+        .filter(|_| Header { attempts: header.attempts, ..old.header.clone() } == *header);
     let keep = snapshot.as_ref().map_or(0, |s| s.receipt_offset.min(whole as u64));
-    let mut aborted = fs::File::options().append(true).create(true).open(&files.aborted).map_err(|e| Error::io(&files.aborted, e))?;
-    aborted.write_all(&text[keep as usize..whole]).and_then(|_| aborted.write_all(b"\n")).map_err(|e| Error::io(&files.aborted, e))?;
-    header.attempts = 1 + fs::read(&files.aborted).map_or(0, |t| t.split(|&b| b == b'\n').filter(|l| l.is_empty()).count() as u32 - 1);
+    let mut aborted =
+        fs::File::options().append(true).create(true).open(&files.aborted).map_err(|e| Error::io(&files.aborted, e))?;
+    aborted
+        .write_all(&text[keep as usize..whole])
+        .and_then(|_| aborted.write_all(b"\n"))
+        .map_err(|e| Error::io(&files.aborted, e))?;
+    header.attempts = 1 + fs::read(&files.aborted)
+        .map_or(0, |t| t.split(|&b| b == b'\n').filter(|l| l.is_empty()).count() as u32 - 1);
     let Some(snapshot) = snapshot else { return Ok(None) };
     let n = old.offsets.iter().position(|&o| o == snapshot.receipt_offset);
     match n {
@@ -258,7 +273,8 @@ fn resume(header: &mut Header, files: &Files) -> Result<Option<(Snapshot, Vec<Ch
 }
 
 fn truncate(path: &Path, len: u64) -> Result<()> {
-    let file = fs::File::options().write(true).create(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
+    let file =
+        fs::File::options().write(true).create(true).truncate(false).open(path).map_err(|e| Error::io(path, e))?;
     file.set_len(len).map_err(|e| Error::io(path, e))
 }
 

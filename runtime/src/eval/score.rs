@@ -76,7 +76,13 @@ impl Chunk<Unscored> {
     ///
     /// A window belongs to the chunk of its first scored target (specification 5.1), so when the stride does not divide the chunk the scored range
     /// of the last window may reach into the next chunk; `done` is how far scoring has come and makes the partition exact.
-    pub fn score(self, engine: &mut dyn Engine, stream: &Stream, windows: &Windows, progress: &mut dyn FnMut(u64)) -> Result<Chunk<Scored>> {
+    pub fn score(
+        self,
+        engine: &mut dyn Engine,
+        stream: &Stream,
+        windows: &Windows,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Chunk<Scored>> {
         let owned = windows.scoring(self.targets.clone());
         let mut nll = Vec::new();
         let rows = engine.rows() as u64;
@@ -92,7 +98,9 @@ impl Chunk<Unscored> {
         let mut totals = Totals::default();
         for (i, &x) in targets.clone().zip(&nll) {
             if !x.is_finite() {
-                return Err(Error::input(format!("the loss of target {i} is {x}: the weights do not give a probability")));
+                return Err(Error::input(format!(
+                    "the loss of target {i} is {x}: the weights do not give a probability"
+                )));
             }
             totals.sum_nll += x as f64;
             totals.bytes += stream.bytes[i as usize] as u64;
@@ -139,7 +147,13 @@ pub struct AdaptPlan {
 }
 
 /// Runs some windows and appends the nll of their scored targets.
-fn score_windows(engine: &mut dyn Engine, stream: &Stream, window: usize, batch: &[Window], nll: &mut Vec<f32>) -> Result<()> {
+fn score_windows(
+    engine: &mut dyn Engine,
+    stream: &Stream,
+    window: usize,
+    batch: &[Window],
+    nll: &mut Vec<f32>,
+) -> Result<()> {
     let rows = engine.rows();
     let (mut tokens, mut targets) = (vec![0i32; rows * window], vec![0i32; rows * window]);
     for (r, w) in batch.iter().enumerate() {
@@ -157,7 +171,12 @@ fn score_windows(engine: &mut dyn Engine, stream: &Stream, window: usize, batch:
 }
 
 /// Scores all targets without adapting. `stride = window` is the plain (non-overlapping) score.
-pub fn score_all(engine: &mut dyn Engine, stream: &Stream, windows: &Windows, progress: &mut dyn FnMut(u64)) -> Result<(Vec<f32>, Totals)> {
+pub fn score_all(
+    engine: &mut dyn Engine,
+    stream: &Stream,
+    windows: &Windows,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Vec<f32>, Totals)> {
     let whole = Chunk { index: 0, targets: 0..stream.targets, state: Unscored };
     let scored = whole.score(engine, stream, windows, progress)?;
     Ok((scored.state.nll, scored.state.totals))

@@ -79,9 +79,24 @@ impl Engine for Unigram {
 fn header(targets: u64) -> Header {
     let h = "0".repeat(64);
     Header {
-        version: 1, name: "unigram".into(), program: h.clone(), executable: h.clone(), artifact: h.clone(), tokenizer: h.clone(),
-        val: vec![h.clone()], device: "test".into(), precision: "f32".into(), seed: 1, targets, partial: false, window: 16, stride: 4,
-        chunk: 32, adapt: true, weights: h, attempts: 1,
+        version: 1,
+        name: "unigram".into(),
+        program: h.clone(),
+        executable: h.clone(),
+        artifact: h.clone(),
+        tokenizer: h.clone(),
+        val: vec![h.clone()],
+        device: "test".into(),
+        precision: "f32".into(),
+        seed: 1,
+        targets,
+        partial: false,
+        window: 16,
+        stride: 4,
+        chunk: 32,
+        adapt: true,
+        weights: h,
+        attempts: 1,
     }
 }
 
@@ -97,13 +112,42 @@ impl Case {
         let tokens: Vec<i32> = (0..=n).map(|i| ((i * i + 3 * i) % 7 % VOCAB as u64) as i32).collect();
         let bytes = tokens[1..].iter().map(|&t| 1 + t as u16).collect();
         let windows = Windows { targets: n, window: 16, stride: 4 };
-        Case { tokens, bytes, windows, plan: AdaptPlan { window: 16, chunk: 32, chunks: n.div_ceil(32), epochs: 2, batch: 1 } }
+        Case {
+            tokens,
+            bytes,
+            windows,
+            plan: AdaptPlan { window: 16, chunk: 32, chunks: n.div_ceil(32), epochs: 2, batch: 1 },
+        }
     }
     fn stream(&self) -> Stream<'_> {
         Stream { tokens: &self.tokens, bytes: &self.bytes, targets: self.windows.targets }
     }
+    fn replay(
+        &self,
+        files: &Files,
+        r: &receipt::Receipt,
+        nll: &[f32],
+        engine: &mut Unigram,
+        same_device: bool,
+    ) -> Result<verify::Replay> {
+        let (stream, path) = (self.stream(), files.receipt.as_path());
+        let (windows, plan, range) = (&self.windows, Some(&self.plan), 0..7);
+        verify::replay(
+            &verify::Request { path, receipt: r, nll, stream: &stream, windows, plan, same_device, range },
+            engine,
+            &mut |_| {},
+        )
+    }
     fn run(&self, engine: &mut Unigram, out: &Path) -> Result<Outcome> {
-        evaluate(engine, &self.stream(), &self.windows, Some(&self.plan), header(self.windows.targets), &Files::of(out), &mut |_, _| {})
+        evaluate(
+            engine,
+            &self.stream(),
+            &self.windows,
+            Some(&self.plan),
+            header(self.windows.targets),
+            &Files::of(out),
+            &mut |_, _| {},
+        )
     }
 }
 
@@ -128,12 +172,12 @@ fn scores_first_and_verifies_at_every_level() {
     let (r, totals) = verify::alone(&files.receipt, &files.nll).unwrap();
     assert_eq!(totals.sum_nll.to_bits(), out.totals.sum_nll.to_bits());
     verify::against_data(&files.receipt, &r, &case.stream(), &case.windows).unwrap();
-    let replayed = verify::replay(&files.receipt, &r, &out.nll, &mut Unigram::new(), &case.stream(), &case.windows, Some(&case.plan), true, 0..7, &mut |_| {}).unwrap();
+    let replayed = case.replay(&files, &r, &out.nll, &mut Unigram::new(), true).unwrap();
     assert!(replayed.same_bits && replayed.difference == 0.0);
     // Other weights do not replay.
     let mut other = Unigram::new();
     other.w[0] += 1.0;
-    let e = verify::replay(&files.receipt, &r, &out.nll, &mut other, &case.stream(), &case.windows, Some(&case.plan), true, 0..7, &mut |_| {}).unwrap_err();
+    let e = case.replay(&files, &r, &out.nll, &mut other, true).unwrap_err();
     assert_eq!(e.exit_code(), 1);
 }
 
@@ -191,13 +235,14 @@ fn a_consistent_forgery_passes_alone_and_fails_replay() {
         let part = &nll[c.first as usize..(c.first + c.count) as usize];
         let sum: f64 = part.iter().map(|&x| x as f64).sum();
         total += sum;
-        w.chunk(receipt::ChunkLine { sum_nll: receipt::hex_f64(sum), nll: receipt::hash_f32(part), ..c.clone() }).unwrap();
+        w.chunk(receipt::ChunkLine { sum_nll: receipt::hex_f64(sum), nll: receipt::hash_f32(part), ..c.clone() })
+            .unwrap();
     }
     w.end(receipt::End { sum_nll: receipt::hex_f64(total), ..r.end.unwrap() }).unwrap();
     let (forged, _) = verify::alone(&files.receipt, &files.nll).unwrap();
     verify::against_data(&files.receipt, &forged, &case.stream(), &case.windows).unwrap();
     for same_device in [true, false] {
-        let result = verify::replay(&files.receipt, &forged, &nll, &mut Unigram::new(), &case.stream(), &case.windows, Some(&case.plan), same_device, 0..7, &mut |_| {});
+        let result = case.replay(&files, &forged, &nll, &mut Unigram::new(), same_device);
         assert!(result.is_err());
     }
 }

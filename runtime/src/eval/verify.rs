@@ -53,7 +53,10 @@ pub fn alone(path: &Path, nll_path: &Path) -> Result<(Receipt, Totals)> {
         totals.add(&Totals { sum_nll: sum, targets: c.count, bytes: c.bytes });
         next += c.count;
     }
-    if end.chunks != r.chunks.len() as u64 || end.sum_nll != receipt::hex_f64(totals.sum_nll) || end.bytes != totals.bytes {
+    if end.chunks != r.chunks.len() as u64
+        || end.sum_nll != receipt::hex_f64(totals.sum_nll)
+        || end.bytes != totals.bytes
+    {
         return Err(Error::file(path, "the totals of the end line are not the sums of the chunks"));
     }
     Ok((r, totals))
@@ -63,7 +66,10 @@ pub fn alone(path: &Path, nll_path: &Path) -> Result<(Receipt, Totals)> {
 pub fn against_data(path: &Path, r: &Receipt, stream: &Stream, windows: &Windows) -> Result<()> {
     let bad = |i: usize, message: &str| Error::file(path, format!("chunk line {i}: {message}"));
     if r.header.targets != stream.targets {
-        return Err(Error::file(path, format!("scores {} targets, the data and program have {}", r.header.targets, stream.targets)));
+        return Err(Error::file(
+            path,
+            format!("scores {} targets, the data and program have {}", r.header.targets, stream.targets),
+        ));
     }
     let mut next = 0u64;
     let expected = stream.targets.div_ceil(r.header.chunk);
@@ -100,21 +106,30 @@ pub struct Replay {
     pub difference: f64,
 }
 
-/// Level (c): score and adaptation re-executed from the artifact's weights (already loaded in `engine`). Chunks before `range` are executed
+/// What is replayed.
+pub struct Request<'a> {
+    /// The receipt's file, for messages.
+    pub path: &'a Path,
+    /// The receipt, which has passed levels (a) and (b).
+    pub receipt: &'a Receipt,
+    /// The losses it commits to.
+    pub nll: &'a [f32],
+    /// The data.
+    pub stream: &'a Stream<'a>,
+    /// Its windows.
+    pub windows: &'a Windows,
+    /// How chunks are adapted on, if at all.
+    pub plan: Option<&'a AdaptPlan>,
+    /// Same device kind and precision: bits must agree.
+    pub same_device: bool,
+    /// Chunks compared.
+    pub range: Range<u64>,
+}
+
+/// Level (c): score and adaptation re-executed from the artifact's weights (already loaded in `engine`). Chunks before the range are executed
 /// as well (their updates lead to the state), only those inside are compared. Same device kind: equal bits; else |Δbpb| ≤ 2e-4.
-#[allow(clippy::too_many_arguments)]
-pub fn replay(
-    path: &Path,
-    r: &Receipt,
-    nll: &[f32],
-    engine: &mut dyn Engine,
-    stream: &Stream,
-    windows: &Windows,
-    plan: Option<&AdaptPlan>,
-    same_device: bool,
-    range: Range<u64>,
-    note: &mut dyn FnMut(u64),
-) -> Result<Replay> {
+pub fn replay(q: &Request, engine: &mut dyn Engine, note: &mut dyn FnMut(u64)) -> Result<Replay> {
+    let Request { path, receipt: r, nll, stream, windows, plan, same_device, range } = q;
     let fail = |message: String| Error::file(path, message);
     if engine.weights_hash()? != r.header.weights {
         return Err(fail("the artifact's weights are not the ones the evaluation started from".into()));
@@ -132,7 +147,7 @@ pub fn replay(
         if inside {
             let old = &nll[line.first as usize..(line.first + line.count) as usize];
             let equal = old.iter().map(|x| x.to_bits()).eq(scored.state.nll.iter().map(|x| x.to_bits()));
-            if same_device && !equal {
+            if *same_device && !equal {
                 let worst = old.iter().zip(&scored.state.nll).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
                 return Err(fail(format!("chunk {}: re-executed losses differ (by up to {worst:e} nats)", line.index)));
             }
@@ -147,7 +162,7 @@ pub fn replay(
         }
     }
     let difference = totals.bpb() - claimed.bpb();
-    if !same_device && !(difference.abs() <= BPB_TOLERANCE) {
+    if !*same_device && !(difference.abs() <= BPB_TOLERANCE) {
         return Err(fail(format!("re-executed bpb differs by {difference:e}, more than {BPB_TOLERANCE:e}")));
     }
     Ok(Replay { totals, same_bits, difference })

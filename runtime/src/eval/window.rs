@@ -95,7 +95,9 @@ mod tests {
 
     #[test]
     fn chunks_own_whole_windows() {
-        for (n, window, stride, size) in [(1472, 64, 16, 128), (8192, 2048, 64, 2048), (5000, 64, 16, 128), (100, 64, 16, 128)] {
+        for (n, window, stride, size) in
+            [(1472, 64, 16, 128), (8192, 2048, 64, 2048), (5000, 64, 16, 128), (100, 64, 16, 128)]
+        {
             let w = Windows { targets: n, window, stride };
             let mut next = 0;
             for c in 0..n.div_ceil(size) {

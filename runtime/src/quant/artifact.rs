@@ -124,7 +124,8 @@ pub fn read(path: &Path, file: &[u8], program: &[u8; 32], slots: &[Slot]) -> Res
         rest = b;
         a
     };
-    let codes: Vec<Vec<i8>> = slots.iter().map(|s| if s.coded { take(s.numel).iter().map(|&b| b as i8).collect() } else { vec![] }).collect();
+    let codes: Vec<Vec<i8>> =
+        slots.iter().map(|s| if s.coded { take(s.numel).iter().map(|&b| b as i8).collect() } else { vec![] }).collect();
     let scales: Vec<Vec<f16>> = slots.iter().map(|s| if s.coded { halves(take(2 * s.rows)) } else { vec![] }).collect();
     let plain: Vec<Vec<f16>> = slots.iter().map(|s| if s.coded { vec![] } else { halves(take(2 * s.numel)) }).collect();
     let mut all = Vec::new();
