@@ -9,3 +9,4 @@ pub mod kernel;
 pub mod mlir;
 pub mod optim;
 pub mod target;
+pub mod valid;
