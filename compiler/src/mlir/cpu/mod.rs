@@ -5,6 +5,8 @@
 
 pub mod attend;
 mod gemm;
+pub mod row;
+pub mod scatter;
 
 use super::emit::Unit;
 use super::tier::Tier;
@@ -20,9 +22,8 @@ pub fn emit(unit: &Unit, kernel: &Kernel, tier: Tier) -> Result<(), String> {
     match kernel {
         Kernel::Attend(k) => attend::emit(unit, k, tier, &|entry| symbol(kernel, entry, tier)),
         Kernel::Gemm(g) => gemm::emit(unit, kernel, g, tier),
-        Kernel::Row(_) | Kernel::Scatter(_) => {
-            Err(format!("{}: no emitter for this kernel family in this build", kernel.symbol()))
-        }
+        Kernel::Row(k) => row::emit(unit, k, &|entry| symbol(kernel, entry, tier)),
+        Kernel::Scatter(k) => scatter::emit(unit, k, &|entry| symbol(kernel, entry, tier)),
         Kernel::Host(builtin) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
     }
 }
