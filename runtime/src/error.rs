@@ -1,7 +1,7 @@
 //! The runtime's one error type: what went wrong, where, and the exit code it means.
 //!
 //! *Takes* what a module knows (a file, an offset, a message); *gives* a value that prints as one clear line; *promises* the exit codes of
-//! the command line: 1 an input is wrong, 2 wrong usage, 3 the machine.
+//! the command line: 1 an input is wrong, 2 wrong usage, 3 the machine, 130 and 143 after a signal.
 
 use std::fmt;
 use std::io;
@@ -34,6 +34,13 @@ pub enum Error {
         /// What failed.
         message: String,
     },
+    /// A signal asked the process to end; what was to be saved is saved. Exit code 128 + its number.
+    Interrupted {
+        /// SIGINT (2), SIGTERM (15).
+        signal: i32,
+    },
+    /// Nobody reads standard output any more. Ends quietly, exit code 0.
+    Closed,
 }
 
 impl Error {
@@ -83,6 +90,8 @@ impl Error {
             Error::Input { .. } => 1,
             Error::Usage { .. } => 2,
             Error::Machine { .. } => 3,
+            Error::Interrupted { signal } => 128 + signal,
+            Error::Closed => 0,
         }
     }
 }
@@ -108,6 +117,8 @@ impl fmt::Display for Error {
             Error::Input { message, .. } | Error::Usage { message } | Error::Machine { message, .. } => {
                 f.write_str(message)
             }
+            Error::Interrupted { signal } => write!(f, "interrupted by signal {signal}"),
+            Error::Closed => f.write_str("standard output was closed"),
         }
     }
 }

@@ -110,8 +110,8 @@ impl Session {
     }
 
     /// Threads in use.
-    pub fn threads(&mut self) -> usize {
-        self.launcher.pool().threads()
+    pub fn threads(&self) -> usize {
+        self.launcher.threads()
     }
 
     /// Measured arithmetic ceiling of this session's threads.

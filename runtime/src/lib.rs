@@ -1,6 +1,8 @@
 //! The runtime linked into every executable that golfc makes.
 
 pub mod check;
+pub mod cli;
+pub mod clock;
 pub mod data;
 pub mod device;
 pub mod error;
@@ -12,5 +14,11 @@ pub mod init;
 pub mod orthogonal;
 pub mod plan;
 pub mod quant;
+pub mod report;
 pub mod rng;
+pub mod run;
 pub mod safetensors;
+pub mod signals;
+pub mod state;
+pub mod train;
+pub mod validate;

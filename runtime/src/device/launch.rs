@@ -95,6 +95,11 @@ impl Launcher {
         &mut self.memory
     }
 
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
     /// The threads, for host work between graphs.
     pub fn pool(&mut self) -> &mut Pool {
         &mut self.pool

@@ -6,12 +6,14 @@
 #![allow(unsafe_code)]
 
 mod code;
-// mod entry;
+mod entry;
 mod launch;
 mod memory;
 mod peak;
 mod pool;
 pub mod tier;
+#[cfg(test)]
+pub mod toy;
 
 pub use code::{Code, pack};
 pub use launch::{Launcher, Timing};

@@ -1,5 +1,6 @@
 //! Legal evaluation: exact partitions, score-first adaptation, receipts, verification.
 
+pub mod command;
 pub mod engine;
 pub mod model;
 pub mod protocol;

@@ -1,4 +1,5 @@
 //! From weights to a file under the cap, and back.
 
 pub mod artifact;
+pub mod command;
 pub mod pack;

@@ -1,0 +1,173 @@
+//! `run bench`: how fast training steps are here.
+//!
+//! *Takes* a session; *gives* tokens per second, milliseconds per phase and kernel family, GFLOP/s, share of the measured
+//! arithmetic peak and memory, as a table or as one JSON object; *promises* real training steps on random tokens, one of them before the
+//! clock starts.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::args::BenchArgs;
+use crate::clock::Reading;
+use crate::error::Result;
+use crate::exec::{Family, Session};
+use crate::init::initialise;
+use crate::report::output;
+use crate::rng::Stream;
+use crate::run::{machine, peak_rss};
+use crate::train::{SEED, Stepper};
+
+/// Seconds per phase, summed over the timed steps.
+#[derive(Default)]
+struct Phases {
+    /// Forward and backward of all micro-batches.
+    micro: f64,
+    /// Clip and sum of the logical shards.
+    shard: f64,
+    /// Optimiser step.
+    update: f64,
+}
+
+struct Times {
+    steps: Vec<f64>,
+    phases: Phases,
+    families: BTreeMap<String, Family>,
+}
+
+/// Runs and prints.
+pub fn bench(mut session: Session, request: &BenchArgs) -> Result<()> {
+    initialise(&mut session, SEED)?;
+    let times = measure(&mut session, request.steps)?;
+    let peak = session.peak();
+    let peak = peak.map(|p| if session.precision() == "bf16" { p.bf16 } else { p.f32 });
+    let code = session.code().clone();
+    let p = &code.program;
+    let mut sorted = times.steps.clone();
+    sorted.sort_by(f64::total_cmp);
+    let step = sorted[sorted.len() / 2];
+    let tokens_per_second = p.train.batch as f64 / step;
+    let achieved = p.flops_per_token as f64 * tokens_per_second;
+    let n = times.steps.len() as f64;
+    let predicted = p.predicted_rss[session.variant_index()];
+    let phases = [("micro", times.phases.micro), ("shard", times.phases.shard), ("update", times.phases.update)];
+    let families: Vec<_> = times.families.iter().map(|(name, f)| Row::new(name, f, n, peak)).collect();
+    if request.json {
+        let value = json!({
+            "program": p.name, "device": session.device_kind(), "machine": machine(), "precision": session.precision(),
+            "threads": session.threads(), "tokens_per_step": p.train.batch, "step_s": times.steps, "median_step_s": step,
+            "tokens_per_second": tokens_per_second, "model_gflops": achieved / 1e9,
+            "model_share_of_peak": peak.map(|x| achieved / x), "peak_gflops": peak.map(|x| x / 1e9),
+            "phase_ms": phases.iter().map(|(k, s)| (k.to_string(), s * 1e3 / n)).collect::<BTreeMap<_, _>>(),
+            "families": families.iter().map(|r| (r.name.clone(), r.json())).collect::<BTreeMap<_, _>>(),
+            "peak_rss_bytes": peak_rss(), "predicted_rss_bytes": predicted,
+        });
+        return output::line(&value.to_string());
+    }
+    let share = peak.map(|x| format!(", {:.0}% of {:.0} measured", achieved / x * 100.0, x / 1e9)).unwrap_or_default();
+    output::line(&format!(
+        "{} · {} · {} {} · {} threads · {} tokens a step",
+        p.name,
+        machine(),
+        session.device_kind(),
+        session.precision(),
+        session.threads(),
+        p.train.batch
+    ))?;
+    output::line(&format!(
+        "step {:.1} ms (median of {}, {:.1} to {:.1}) · {tokens_per_second:.0} tokens/s · {:.1} GFLOP/s of the model{share}",
+        step * 1e3,
+        sorted.len(),
+        sorted[0] * 1e3,
+        sorted[sorted.len() - 1] * 1e3,
+        achieved / 1e9
+    ))?;
+    for (name, seconds) in phases {
+        output::line(&format!("phase  {name:<14} {:>10.2} ms", seconds * 1e3 / n))?;
+    }
+    output::line("family            ms a step    calls     GFLOP/s   % of peak      GB/s")?;
+    for r in &families {
+        let of_peak = r.share.map(|s| format!("{:.1}", s * 100.0)).unwrap_or_else(|| "-".into());
+        let (name, ms, calls, gflops, gbytes) = (&r.name, r.ms, r.calls, r.gflops, r.gbytes);
+        output::line(&format!("{name:<14} {ms:>12.2} {calls:>8.0} {gflops:>11.1} {of_peak:>11} {gbytes:>9.1}"))?;
+    }
+    output::line(&format!(
+        "memory {:.0} MB at most, {:.0} MB predicted",
+        peak_rss() as f64 / 1e6,
+        predicted as f64 / 1e6
+    ))
+}
+
+/// A family's figures, per step.
+struct Row {
+    name: String,
+    ms: f64,
+    calls: f64,
+    gflops: f64,
+    gbytes: f64,
+    share: Option<f64>,
+}
+
+impl Row {
+    fn new(name: &str, f: &Family, steps: f64, peak: Option<f64>) -> Row {
+        let seconds = (f.nanos as f64 / 1e9).max(1e-9);
+        Row {
+            name: name.into(),
+            ms: seconds * 1e3 / steps,
+            calls: f.calls as f64 / steps,
+            gflops: f.flops as f64 / seconds / 1e9,
+            gbytes: f.bytes as f64 / seconds / 1e9,
+            share: peak.map(|p| f.flops as f64 / seconds / p),
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "ms": self.ms, "calls": self.calls, "gflops": self.gflops, "gbytes_per_second": self.gbytes,
+            "share_of_peak": self.share,
+        })
+    }
+}
+
+fn measure(session: &mut Session, steps: u64) -> Result<Times> {
+    let mut stepper = Stepper::new(session)?;
+    let train = session.code().program.train.clone();
+    let vocab = u64::from(session.code().program.vocab);
+    let (ranks, rows, seq) = (train.ranks as usize, stepper.rows(), train.seq as usize);
+    let stream = Stream::new(SEED, "bench tokens");
+    let mut fill = |shard: usize, row: usize, x: &mut [i32], y: &mut [i32]| {
+        let first = ((shard * rows + row) * seq) as u64;
+        let token = |i: u64| ((u64::from(stream.block(0, 0, i)[0]) * vocab) >> 32) as i32;
+        for i in 0..x.len() {
+            (x[i], y[i]) = (token(first + i as u64), token(first + i as u64 + 1));
+        }
+        Ok(())
+    };
+    let mut times = Times { steps: Vec::new(), phases: Phases::default(), families: BTreeMap::new() };
+    for step in 0..=steps {
+        if step == 1 {
+            session.reset_timings();
+            times.phases = Phases::default();
+        }
+        stepper.set_clock(step, Reading { progress: 0.0, step_time: 0.0 })?;
+        let begin = Instant::now();
+        session.zero_totals();
+        for shard in 0..ranks {
+            let start = Instant::now();
+            stepper.shard(session, (shard, rows), &mut fill, &mut |_| {}, &|| Ok(()))?;
+            let middle = Instant::now();
+            stepper.close_shard(session)?;
+            times.phases.micro += (middle - start).as_secs_f64();
+            times.phases.shard += middle.elapsed().as_secs_f64();
+        }
+        let start = Instant::now();
+        stepper.update(session)?;
+        times.phases.update += start.elapsed().as_secs_f64();
+        if step > 0 {
+            times.steps.push(begin.elapsed().as_secs_f64());
+        }
+    }
+    times.families = session.families();
+    Ok(times)
+}
