@@ -361,7 +361,13 @@ pub fn render(map: &SourceMap, diagnostic: &Diagnostic, color: bool) -> String {
     groups.insert(0, main);
     let renderer = if color { Renderer::styled() } else { Renderer::plain() };
     let text = renderer.render(&groups);
+    let text: String = text.chars().map(|c| if drives_terminal(c) { '\u{fffd}' } else { c }).collect();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// Characters of the source that the renderer lets through though they steer a terminal or turn its writing direction.
+fn drives_terminal(c: char) -> bool {
+    matches!(c, '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text fit for a terminal: control characters (which can come from the program) as `\u{1b}`.

@@ -18,6 +18,7 @@ pub(crate) const ENTRY: &str = "a setting";
 pub(crate) const LINE_END: &str = "the end of the line";
 pub(crate) const ENTRY_END: &str = "`,` or the end of the line";
 pub(crate) const ITEM_END: &str = "the end of the item";
+pub(crate) const TEXT_END: &str = "the end of the text";
 
 /// Words of other languages and what they are called here.
 const FOREIGN: [(&str, &str); 14] = [

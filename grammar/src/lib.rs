@@ -12,6 +12,7 @@ pub mod dump;
 mod explain;
 mod number;
 pub mod parse;
+pub mod print;
 mod scan;
 pub mod span;
 

@@ -10,9 +10,15 @@ use crate::diagnostics::Diagnostic;
 /// Units of durations, in seconds.
 const UNITS: [(&str, f64); 4] = [("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0)];
 
+/// Longest number, in characters: more than any double needs.
+const LONGEST: usize = 100;
+
 /// The value of a number token, or a diagnostic without a place.
 pub(crate) fn parse(text: &str) -> Result<ExprKind, Diagnostic> {
     let bad = |message: String| Diagnostic::error(codes::BAD_NUMBER, message);
+    if text.len() > LONGEST {
+        return Err(bad(format!("`{}…` has {} characters; at most {LONGEST} are allowed", &text[..20], text.len())));
+    }
     let lone_underscore = text.ends_with('_') || text.contains("__") || text.contains("_.") || text.contains("0x_");
     if lone_underscore {
         return Err(bad(format!("`_` stands between digits, not as in `{text}`")));
@@ -94,5 +100,6 @@ mod tests {
         assert!(show("0b2").contains("not a binary"));
         assert!(show("0x").contains("not a hexadecimal"));
         assert!(show("5e").contains("no unit"));
+        assert!(show(&"1".repeat(101)).contains("has 101 characters"));
     }
 }

@@ -64,6 +64,8 @@ pub(crate) enum TokenKind {
     Newline,
     /// A `#` comment.
     Comment,
+    /// A character that begins no token; a message has been given.
+    Bad,
 }
 
 /// A token as a byte range.
@@ -218,12 +220,8 @@ impl Lexer<'_> {
                     self.at += '\u{feff}'.len_utf8();
                     continue;
                 }
-                _ => {
-                    if !self.punct() {
-                        continue;
-                    }
-                    TokenKind::Punct
-                }
+                _ if self.punct() => TokenKind::Punct,
+                _ => TokenKind::Bad,
             };
             self.tokens.push(Token { kind, start, end: self.at });
         }
@@ -444,7 +442,7 @@ impl<'a> Splitter<'a> {
                 }
                 TokenKind::Word if self.starts_item(index) => self.finish_chunk(Some(token)),
                 TokenKind::Punct => self.bracket(token),
-                TokenKind::Word | TokenKind::Number | TokenKind::Str => {}
+                TokenKind::Word | TokenKind::Number | TokenKind::Str | TokenKind::Bad => {}
             }
             self.keep(token);
             let start = self.current.map_or(token.start, |(start, _)| start);
@@ -487,11 +485,15 @@ impl<'a> Splitter<'a> {
         let token = self.tokens[index];
         let margin = token.start == 0 || self.text.as_bytes()[token.start - 1] == b'\n';
         let anywhere = self.recover || self.open.is_empty();
-        let follows = self.tokens.get(index + 1).is_some_and(|next| match next.kind {
-            TokenKind::Word => true,
-            TokenKind::Punct => matches!(self.slice(index + 1), "{" | "("),
-            _ => false,
-        });
+        let word = |index: usize| self.tokens.get(index).is_some_and(|token| token.kind == TokenKind::Word);
+        let opens = |index: usize| matches!(self.slice(index), "(" | "<");
+        let follows = match self.slice(index) {
+            "use" | "const" | "axis" | "fn" | "layer" => word(index + 1),
+            "train" | "quantize" | "evaluate" => self.slice(index + 1) == "{",
+            "model" => opens(index + 1),
+            // These can be names too.
+            _ => word(index + 1) && !KEYWORDS.contains(&self.slice(index + 1)) && opens(index + 2),
+        };
         margin && anywhere && follows && !self.whole && ITEM_WORDS.contains(&self.slice(index))
     }
 

@@ -40,11 +40,12 @@ impl<'i> Builder<'_, '_> {
         let mut levels = 1;
         for part in Parts::of(node.clone()) {
             if part.as_rule() == Rule::infix {
-                levels += 1;
                 parts.push(part);
+                levels += 1;
             } else {
-                let inner = Parts::of(part);
-                parts.extend(inner.inspect(|_| levels += 1));
+                let before = parts.len();
+                parts.extend(Parts::of(part));
+                levels += parts.len() - before - 1;
             }
         }
         if !self.enter(levels, &node) {

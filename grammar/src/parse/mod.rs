@@ -137,6 +137,17 @@ fn run<'s>(scan: &'s Scan<'_>, chunk: Chunk, entry: Rule, sink: &mut Sink) -> Op
                     expected.push(name);
                 }
             }
+            // Where a phase can stand, the other settings can; they begin with a name.
+            if let Some(phase) = expected.iter().position(|name| *name == "`phase`") {
+                expected[phase] = explain::ENTRY;
+                expected.retain(|name| *name != explain::NAME);
+            }
+            if entry != Rule::item_entry {
+                expected
+                    .iter_mut()
+                    .filter(|name| **name == explain::ITEM_END)
+                    .for_each(|name| *name = explain::TEXT_END);
+            }
             explain::unexpected(scan, chunk, at, expected)
         }
         // pest's own guard of the stack; the scanner's limit on nesting comes first on any stack of half a megabyte.
