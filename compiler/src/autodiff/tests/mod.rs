@@ -1,6 +1,7 @@
 //! Derivatives against central finite differences of the interpreter, in f64.
 
 mod blocks;
+mod golden;
 mod ops;
 mod rules;
 
