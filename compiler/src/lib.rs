@@ -8,5 +8,6 @@ pub mod kernel;
 #[cfg(feature = "mlir")]
 pub mod mlir;
 pub mod optim;
+pub mod schedule;
 pub mod target;
 pub mod valid;
