@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod autodiff;
+pub mod data;
 pub mod driver;
 pub mod graph;
 pub mod kernel;

@@ -66,6 +66,8 @@ pub struct Normalizer {
     pub name: String,
     /// u32 size of a double-array trie, the trie, NUL-terminated replacements; empty: no rule.
     pub charsmap: Vec<u8>,
+    /// Where `charsmap` starts in the file.
+    pub charsmap_offset: u64,
     /// A space before the first character.
     pub add_dummy_prefix: bool,
     /// Drop spaces at both ends, and all but one of a run.
@@ -164,6 +166,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
         normalizer: Normalizer {
             name: String::new(),
             charsmap: Vec::new(),
+            charsmap_offset: 0,
             add_dummy_prefix: true,
             remove_extra_whitespaces: true,
             escape_whitespaces: true,
@@ -273,7 +276,10 @@ fn normalizer(field: &Field, n: &mut Normalizer) -> Result<()> {
     while let Some(f) = wire.next()? {
         match f.number {
             1 => n.name = f.text()?.into(),
-            2 => n.charsmap = f.bytes()?.into(),
+            2 => {
+                n.charsmap = f.bytes()?.into();
+                n.charsmap_offset = f.offset();
+            }
             3 => n.add_dummy_prefix = f.flag()?,
             4 => n.remove_extra_whitespaces = f.flag()?,
             5 => n.escape_whitespaces = f.flag()?,
