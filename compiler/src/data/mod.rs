@@ -46,7 +46,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = parse_share)]
     pub val: f64,
     /// Text between two documents of one file (\n, \t and \\ are understood); without it a file is one document.
-    #[arg(long, value_name = "TEXT", value_parser = parse_separator)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = parse_separator)]
     pub separator: Option<String>,
     /// Replace the data that --out holds.
     #[arg(long)]
