@@ -106,7 +106,7 @@ mod tests {
         let path = dir.path().join("t.jsonl");
         let lines: Vec<String> = texts.iter().map(|t| serde_json::json!({ "text": t }).to_string()).collect();
         std::fs::write(&path, lines.join("\n")).unwrap();
-        let sources = sources(&[path])?;
+        let sources = sources(&[path], &[])?;
         let mut found = Vec::new();
         sources[0].scan(0, None, &mut found)?;
         let d = divide(found, &sources, fraction)?;

@@ -57,14 +57,15 @@ fn hash(text: &str) -> [u8; 16] {
     hash
 }
 
-/// All files named by `paths`; directories are searched for files with a text extension, without following links.
-pub(super) fn sources(paths: &[PathBuf]) -> Result<Vec<Source>> {
+/// All files named by `paths`; directories are searched for files with a text extension, without following links and without
+/// the files and directories named in `except`.
+pub(super) fn sources(paths: &[PathBuf], except: &[String]) -> Result<Vec<Source>> {
     let mut found = Vec::new();
     for path in paths {
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         let before = found.len();
         if meta.is_dir() {
-            walk(path, &mut found)?;
+            walk(path, except, &mut found)?;
             if found.len() == before {
                 let known = EXTENSIONS.join(", .");
                 return Err(Error::file(path, format!("no text here (files ending in .{known} are read)")));
@@ -92,7 +93,7 @@ fn source(path: PathBuf, size: u64) -> Source {
     Source { path, format, size }
 }
 
-fn walk(dir: &Path, found: &mut Vec<Source>) -> Result<()> {
+fn walk(dir: &Path, except: &[String], found: &mut Vec<Source>) -> Result<()> {
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         entries.push(entry.map_err(|e| Error::io(dir, e))?);
@@ -100,9 +101,12 @@ fn walk(dir: &Path, found: &mut Vec<Source>) -> Result<()> {
     entries.sort_by_key(|e| e.file_name());
     for entry in entries {
         let path = entry.path();
+        if except.iter().any(|name| entry.file_name() == name.as_str()) {
+            continue;
+        }
         let meta = entry.metadata().map_err(|e| Error::io(&path, e))?;
         if meta.is_dir() {
-            walk(&path, found)?;
+            walk(&path, except, found)?;
         } else if meta.is_file() && EXTENSIONS.contains(&extension(&path).as_str()) {
             found.push(source(path, meta.len()));
         }
@@ -212,7 +216,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let sources = sources(&[path])?;
+        let sources = sources(&[path], &[])?;
         let mut found = Vec::new();
         sources[0].scan(0, separator, &mut found)?;
         found.iter().map(|d| sources[0].read(d)).collect()
@@ -243,12 +247,12 @@ mod tests {
             "{text}"
         );
         let dir = tempfile::tempdir().unwrap();
-        let text = sources(&[dir.path().into()]).unwrap_err().to_string();
+        let text = sources(&[dir.path().into()], &[]).unwrap_err().to_string();
         assert!(
             text.ends_with("no text here (files ending in .htm, .html, .jsonl, .md, .rst, .text, .txt are read)"),
             "{text}"
         );
-        assert!(sources(&[dir.path().join("x")]).unwrap_err().to_string().ends_with("no such file or directory"));
+        assert!(sources(&[dir.path().join("x")], &[]).unwrap_err().to_string().ends_with("no such file or directory"));
     }
 
     #[test]
@@ -256,7 +260,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("b.txt"), "before").unwrap();
         std::fs::write(dir.path().join("b.png"), "not text").unwrap();
-        let sources = sources(&[dir.path().into()]).unwrap();
+        std::fs::write(dir.path().join("c.txt"), "left out").unwrap();
+        let sources = sources(&[dir.path().into()], &["c.txt".into()]).unwrap();
         assert_eq!(sources.len(), 1);
         let mut found = Vec::new();
         sources[0].scan(0, None, &mut found).unwrap();

@@ -57,6 +57,9 @@ pub struct DataArgs {
     /// With --text-only: stop after this much, e.g. 20MB.
     #[arg(long, value_name = "SIZE", requires = "text_only", value_parser = parse_size)]
     pub limit: Option<u64>,
+    /// Leave out files and directories of this name, e.g. print.html, when searching directories. Repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub except: Vec<String>,
     /// Threads; 0 is one per core.
     #[arg(short = 'j', long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -118,7 +121,7 @@ pub fn run(args: DataArgs) -> Result<()> {
         Some(file) => Target::Text(file.clone()),
         None => Target::shards(&args)?,
     };
-    let sources = documents::sources(&args.texts)?;
+    let sources = documents::sources(&args.texts, &args.except)?;
     let documents = scan(&sources, args.separator.as_deref(), threads)?;
     if documents.is_empty() {
         return Err(Error::file(sources[0].path(), "no text in this file, nor in any other that was given"));
