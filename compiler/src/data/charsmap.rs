@@ -7,6 +7,9 @@
 //! A unit packs (darts-clone's layout): bits 0–7 label, bit 8 "has a leaf", bit 9 "offset is shifted by 8", bits 10–30 offset; a leaf
 //! has bit 31 set and its value in bits 0–30. From a node at position p, the child for byte c lies at `(p ^ offset) ^ c`, the leaf at `p ^ offset`.
 
+/// Longest replacement, bytes with the NUL: bounds what a damaged model can make of a text (nmt_nfkc's longest has 33).
+const LONGEST: usize = 1024;
+
 /// The rules.
 #[derive(Clone, Debug)]
 pub(super) struct Charsmap {
@@ -62,8 +65,8 @@ impl Charsmap {
             let base = node ^ offset(self.units[node]);
             if node != 0 && has_leaf(self.units[node]) {
                 let leaf = *self.units.get(base).ok_or(node)?;
-                let at = value(leaf);
-                if at >= self.replacements.len() || !self.replacements.is_char_boundary(at) {
+                let rest = self.replacements.get(value(leaf)..).ok_or(base)?;
+                if rest.bytes().take(LONGEST).all(|b| b != 0) {
                     return Err(base);
                 }
             }

@@ -47,7 +47,7 @@ pub(super) fn divide(mut documents: Vec<Document>, sources: &[Source], fraction:
         });
     }
     let total: u64 = documents.iter().map(|d| u64::from(d.text)).sum();
-    let cut = total - ((total as f64 * fraction) as u64).clamp(1, total.max(1));
+    let cut = total.saturating_sub(((total as f64 * fraction) as u64).max(1));
     let (mut train, mut val) = (Vec::new(), Vec::new());
     let mut before = 0;
     for document in &documents {

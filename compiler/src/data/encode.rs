@@ -429,7 +429,8 @@ mod tests {
             whitespace_as_suffix: false,
         };
         let pieces = pieces.collect();
-        let model = Model { pieces, algorithm: Algorithm::Bpe, byte_fallback: false, unknown: 0, normalizer };
+        let model =
+            Model { pieces, algorithm: Algorithm::Bpe, byte_fallback: false, unknown: 0, bos: Some(1), normalizer };
         Encoder::new(&Tokenizer::Model(model)).unwrap()
     }
 
@@ -518,6 +519,27 @@ mod tests {
             for (line, expected) in lines.iter().zip(String::from_utf8(output.stdout).unwrap().split('\n')) {
                 let expected: Vec<u16> = expected.split_whitespace().map(|id| id.parse().unwrap()).collect();
                 assert_eq!(encode(&mut encoder, line), expected, "{name}: {line:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        /// Whatever a damaged model still says, its ids are in range and there is no panic.
+        #[test]
+        fn survives_damage(flips in prop::collection::vec((0usize..1 << 18, 0u8..8), 1..6), plain in any::<bool>()) {
+            let path = fixtures().join(if plain { "plain.model" } else { "nfkc.model" });
+            let mut bytes = std::fs::read(&path).unwrap();
+            let n = bytes.len();
+            for (at, bit) in flips {
+                bytes[at % n] ^= 1 << bit;
+            }
+            let Ok(model) = golf_runtime::data::tokenizer::parse(&path, &bytes) else { return Ok(()) };
+            let pieces = model.pieces.len();
+            if let Ok(mut encoder) = Encoder::new(&Tokenizer::Model(model)) {
+                for id in encode(&mut encoder, "the harbour  of Straße\t[MASK]é e\u{301} ﬁ 😀 港の町\0") {
+                    prop_assert!(usize::from(id) < pieces);
+                }
             }
         }
     }

@@ -7,6 +7,7 @@
 //! Order of work: find documents ([`documents`]), divide and order them by hash ([`divide`]), encode them ([`normalize`], [`encode`]), write
 //! shards ([`output`]).
 
+mod args;
 mod charsmap;
 mod divide;
 mod documents;
@@ -21,9 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use golf_runtime::data::manifest::{Manifest, Side, TokenizerEntry};
-use golf_runtime::data::tokenizer::{BOS, BYTES_FILE, Tokenizer};
+use golf_runtime::data::tokenizer::{BYTES_FILE, Tokenizer};
 use golf_runtime::error::{Error, Result};
 
+pub use args::DataArgs;
 use divide::{Division, Part};
 use documents::{Document, Source};
 use encode::Encoder;
@@ -32,83 +34,6 @@ use progress::Progress;
 
 /// Text encoded between two writes, bytes over all threads.
 const ROUND: u64 = 16 << 20;
-
-/// Arguments of `golfc data`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct DataArgs {
-    /// SentencePiece BPE model, or `bytes`.
-    #[arg(long, value_name = "M.model|bytes", required_unless_present = "text_only")]
-    pub tokenizer: Option<String>,
-    /// Directory to write.
-    #[arg(long, value_name = "DIR", required_unless_present = "text_only")]
-    pub out: Option<PathBuf>,
-    /// Share of the documents that are for validation, chosen by hash.
-    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = parse_share)]
-    pub val: f64,
-    /// Text between two documents of one file (\n, \t and \\ are understood); without it a file is one document.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = parse_separator)]
-    pub separator: Option<String>,
-    /// Replace the data that --out holds.
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Only write the text of the training documents, in order, into this file (to train a tokenizer with).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["tokenizer", "out", "overwrite"])]
-    pub text_only: Option<PathBuf>,
-    /// With --text-only: stop after this much, e.g. 20MB.
-    #[arg(long, value_name = "SIZE", requires = "text_only", value_parser = parse_size)]
-    pub limit: Option<u64>,
-    /// Leave out files and directories of this name, e.g. print.html, when searching directories. Repeatable.
-    #[arg(long, value_name = "NAME")]
-    pub except: Vec<String>,
-    /// Threads; 0 is one per core.
-    #[arg(short = 'j', long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
-    /// Files or directories. A .jsonl holds a document a line in its field `text`; .html is stripped of its markup.
-    #[arg(value_name = "TEXT", required = true)]
-    pub texts: Vec<PathBuf>,
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |n| (n, 100.0));
-    match number.trim().parse::<f64>() {
-        Ok(n) if n > 0.0 && n < scale => Ok(n / scale),
-        _ => Err("a share above 0% and below 100% expected, e.g. 5%".into()),
-    }
-}
-
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "kb" => Some(1000),
-        "mb" => Some(1_000_000),
-        "gb" => Some(1_000_000_000),
-        "kib" => Some(1 << 10),
-        "mib" => Some(1 << 20),
-        "gib" => Some(1 << 30),
-        _ => None,
-    };
-    let size = number.parse::<u64>().ok().zip(scale).and_then(|(n, s)| n.checked_mul(s));
-    size.ok_or_else(|| "a size expected, e.g. 20MB".into())
-}
-
-fn parse_separator(text: &str) -> Result<String, String> {
-    let mut out = String::new();
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        out.push(match c {
-            '\\' => match chars.next() {
-                Some('n') => '\n',
-                Some('t') => '\t',
-                Some('\\') => '\\',
-                _ => return Err("\\n, \\t or \\\\ expected after a backslash".into()),
-            },
-            c => c,
-        });
-    }
-    if out.is_empty() { Err("a separator of at least one character expected".into()) } else { Ok(out) }
-}
 
 /// Runs `golfc data`. What was made is said on stdout.
 pub fn run(args: DataArgs) -> Result<()> {
@@ -147,6 +72,8 @@ struct Job {
     /// The model's file; `None` for bytes.
     model: Option<PathBuf>,
     encoder: Encoder,
+    /// Starts every document.
+    bos: u16,
     output: Output,
     dir: PathBuf,
 }
@@ -165,8 +92,11 @@ impl Target {
         if let (Some(path), Tokenizer::Bytes) = (&model, &tokenizer) {
             return Err(Error::usage(format!("{}: say --tokenizer bytes", path.display())));
         }
+        let Some(bos) = tokenizer.bos() else {
+            return Err(Error::file(name, "the model has no control piece that starts a document (bos)"));
+        };
         let output = Output::create(dir, model.as_deref(), args.overwrite)?;
-        Ok(Target::Shards(Box::new(Job { tokenizer, model, encoder, output, dir: dir.clone() })))
+        Ok(Target::Shards(Box::new(Job { tokenizer, model, encoder, bos, output, dir: dir.clone() })))
     }
 }
 
@@ -213,16 +143,16 @@ impl Job {
     fn run(mut self, sources: &[Source], division: Division, threads: usize) -> Result<String> {
         let bytes = |parts: &[Part]| parts.iter().map(|p| p.range.len() as u64).sum::<u64>();
         let (train_bytes, val_bytes) = (bytes(&division.train), bytes(&division.val));
-        let progress = Progress::new("encoding", train_bytes + val_bytes);
+        let texts = Texts { sources, bos: self.bos, progress: Progress::new("encoding", train_bytes + val_bytes) };
         let mut encoders = vec![self.encoder; threads];
         let mut side = |name, parts: &[Part], bytes| -> Result<Side> {
             let mut shards = self.output.shards(name);
-            encode(sources, parts, &mut encoders, &mut shards, &progress)?;
+            encode(&texts, parts, &mut encoders, &mut shards)?;
             shards.finish(parts.len() as u64, bytes)
         };
         let val = side("val", &division.val, val_bytes)?;
         let train = side("train", &division.train, train_bytes)?;
-        drop(progress);
+        drop(texts);
         let entry = tokenizer_entry(&mut self.output, &self.tokenizer, self.model.as_deref())?;
         let manifest = Manifest {
             golf_data: 1,
@@ -251,14 +181,15 @@ fn tokenizer_entry(output: &mut Output, tokenizer: &Tokenizer, model: Option<&Pa
     Ok(TokenizerEntry { file, vocab: tokenizer.vocab() as u32, blake3 })
 }
 
+/// What the encoding threads share.
+struct Texts<'a> {
+    sources: &'a [Source],
+    bos: u16,
+    progress: Progress,
+}
+
 /// Encodes parts in order: rounds of bounded size, each divided among the threads.
-fn encode(
-    sources: &[Source],
-    parts: &[Part],
-    encoders: &mut [Encoder],
-    shards: &mut Shards<'_>,
-    progress: &Progress,
-) -> Result<()> {
+fn encode(texts: &Texts<'_>, parts: &[Part], encoders: &mut [Encoder], shards: &mut Shards<'_>) -> Result<()> {
     let mut rest = parts;
     while !rest.is_empty() {
         let (round, after) = rest.split_at(prefix(rest, ROUND));
@@ -274,9 +205,9 @@ fn encode(
                 workers.push(scope.spawn(move || {
                     let mut ids = Vec::new();
                     for part in mine {
-                        ids.push(BOS);
-                        encoder.encode(&read(sources, part)?, &mut ids);
-                        progress.add(part.range.len() as u64);
+                        ids.push(texts.bos);
+                        encoder.encode(&read(texts.sources, part)?, &mut ids);
+                        texts.progress.add(part.range.len() as u64);
                     }
                     Ok(ids)
                 }));
@@ -308,36 +239,41 @@ fn write_text(file: &Path, sources: &[Source], parts: &[Part], limit: Option<u64
     let limit = limit.unwrap_or(u64::MAX);
     let name = file.file_name().ok_or_else(|| Error::usage(format!("{}: a file expected", file.display())))?;
     let partial = file.with_file_name(format!("{}.partial", name.to_string_lossy()));
-    let mut written = 0;
-    let mut write = || -> Result<()> {
+    let write = || -> Result<(u64, usize)> {
         let io = |e| Error::io(&partial, e);
         let mut out = std::io::BufWriter::new(std::fs::File::create(&partial).map_err(io)?);
+        let (mut written, mut used) = (0, 0);
         for part in parts {
-            if written >= limit {
-                break;
-            }
             let mut text = read(sources, part)?;
             if !text.ends_with('\n') {
                 text.push('\n');
             }
-            if written + text.len() as u64 > limit {
+            let whole = text.len() as u64 <= limit - written;
+            if !whole {
                 let room = divide::char_boundary(&text, (limit - written) as usize);
                 text.truncate(text[..room].rfind('\n').map_or(0, |n| n + 1));
-                written = limit;
-            } else {
-                written += text.len() as u64;
             }
             out.write_all(text.as_bytes()).map_err(io)?;
+            written += text.len() as u64;
+            used += usize::from(!text.is_empty());
+            if !whole {
+                break;
+            }
         }
         out.flush().map_err(io)?;
-        std::fs::rename(&partial, file).map_err(|e| Error::io(file, e))
+        std::fs::rename(&partial, file).map_err(|e| Error::io(file, e))?;
+        Ok((written, used))
     };
-    if let Err(error) = write() {
-        // What is left of the partial file, if it was made at all.
-        let _ = std::fs::remove_file(&partial);
-        return Err(error);
+    match write() {
+        Ok((bytes, used)) => {
+            Ok(format!("{}: {bytes} bytes of text, {used} of {} training documents\n", file.display(), parts.len()))
+        }
+        Err(error) => {
+            // What is left of the partial file, if it was made at all.
+            let _ = std::fs::remove_file(&partial);
+            Err(error)
+        }
     }
-    Ok(format!("{}: text of {} training documents, at most {written} bytes\n", file.display(), parts.len()))
 }
 
 fn summary(dir: &Path, m: &Manifest) -> String {
@@ -357,6 +293,7 @@ fn summary(dir: &Path, m: &Manifest) -> String {
 pub(crate) mod tests {
     use super::*;
     use golf_runtime::data::tokenizer::Model;
+    use std::collections::BTreeMap;
 
     /// The folder of tokenizer fixtures.
     pub(crate) fn fixtures() -> PathBuf {
@@ -376,13 +313,98 @@ pub(crate) mod tests {
         }
     }
 
+    /// Runs `golfc data WORDS`.
+    fn data(words: &[&str]) -> Result<()> {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            args: DataArgs,
+        }
+        run(<Cli as clap::Parser>::try_parse_from([&["data"], words].concat()).unwrap().args)
+    }
+
+    /// Name and content of every file of a directory.
+    fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+        let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+        entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
+    }
+
+    /// Same text, same bytes: whatever the threads, the file names, the order and the way documents are written down.
     #[test]
-    fn arguments() {
-        assert_eq!((parse_share("5%"), parse_share("0.25")), (Ok(0.05), Ok(0.25)));
-        assert!(["0", "0%", "100%", "1", "x", "", "NaN", "-1%"].iter().all(|t| parse_share(t).is_err()));
-        assert_eq!((parse_size("20MB"), parse_size("7"), parse_size("2KiB")), (Ok(20_000_000), Ok(7), Ok(2048)));
-        assert!(["", "MB", "1.5MB", "3XB", "99999999999GB"].iter().all(|t| parse_size(t).is_err()));
-        assert_eq!(parse_separator("a\\n\\\\b"), Ok("a\n\\b".into()));
-        assert!(parse_separator("").is_err() && parse_separator("a\\x").is_err());
+    fn same_text_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+        let texts: Vec<String> =
+            (0..300).map(|i| format!("document {i}: the harbour\n{}", "wakes ".repeat(i))).collect();
+        std::fs::write(at("a.txt"), texts.join("<|end|>")).unwrap();
+        std::fs::create_dir(at("d")).unwrap();
+        for (i, text) in texts.iter().enumerate() {
+            std::fs::write(at(&format!("d/{}.md", 999 - i)), text).unwrap();
+        }
+        let lines: Vec<String> = texts.iter().rev().map(|t| serde_json::json!({ "text": t }).to_string()).collect();
+        std::fs::write(at("b.jsonl"), lines.join("\n")).unwrap();
+        let model = fixtures().join("nfkc.model").to_str().unwrap().to_string();
+        for tokenizer in ["bytes", &model] {
+            let (one, two, three) = (at("one"), at("two"), at("three"));
+            data(&["--tokenizer", tokenizer, "--out", &one, "--separator", "<|end|>", "-j", "1", &at("a.txt")])
+                .unwrap();
+            data(&["--tokenizer", tokenizer, "--out", &two, "-j", "3", &at("d")]).unwrap();
+            data(&["--tokenizer", tokenizer, "--out", &three, "-j", "2", &at("b.jsonl")]).unwrap();
+            assert_eq!(files(Path::new(&one)), files(Path::new(&two)));
+            assert_eq!(files(Path::new(&one)), files(Path::new(&three)));
+            for out in [one, two, three] {
+                std::fs::remove_dir_all(out).unwrap();
+            }
+        }
+    }
+
+    /// What the runtime reads is the text: bytes decoded, bytes counted, documents in order.
+    #[test]
+    fn the_runtime_reads_the_text() {
+        use golf_runtime::data::{ByteTable, TokenStream, ValStream};
+        let dir = tempfile::tempdir().unwrap();
+        let (text, out) = (dir.path().join("t.txt"), dir.path().join("out"));
+        let lines: String = (0..100).map(|i| format!("line {i} é😀\n")).collect();
+        std::fs::write(&text, &lines).unwrap();
+        let (text, name) = (text.to_str().unwrap(), out.to_str().unwrap());
+        data(&["--tokenizer", "bytes", "--out", name, "--val", "20%", text]).unwrap();
+        let (table, _) = ByteTable::open(&out, 260).unwrap();
+        let mut read = Vec::new();
+        for side in ["fineweb_train_*.bin", "fineweb_val_*.bin"] {
+            let stream = TokenStream::open(&out, side, 260).unwrap();
+            let mut tokens = vec![0; stream.len() as usize];
+            stream.read(0, &mut tokens).unwrap();
+            assert_eq!(tokens[0], 1);
+            read.extend(tokens[1..].iter().map(|t| (t - 4) as u8));
+        }
+        assert_eq!(String::from_utf8(read).unwrap(), lines);
+        let val = ValStream::open(&out, "fineweb_val_*.bin", 1, table).unwrap();
+        let summary = val.summary(None).unwrap();
+        assert_eq!(summary.bytes, Manifest::read(&out).unwrap().unwrap().val.text_bytes);
+        assert_eq!(data(&["--tokenizer", "bytes", "--out", name, text]).unwrap_err().exit_code(), 2);
+        data(&["--tokenizer", "bytes", "--out", name, "--overwrite", text]).unwrap();
+    }
+
+    #[test]
+    fn an_error_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+        std::fs::write(at("good.txt"), "some text\nof two lines\n").unwrap();
+        std::fs::write(at("bad.txt"), b"abc\xff").unwrap();
+        std::fs::write(at("bad.model"), "no model").unwrap();
+        let before = files(dir.path());
+        for (tokenizer, text, code) in [
+            ("bytes", "bad.txt", 1),
+            ("bytes", "gone.txt", 1),
+            (&at("bad.model"), "good.txt", 1),
+            (&at("gone.model"), "good.txt", 1),
+        ] {
+            let error = data(&["--tokenizer", tokenizer, "--out", &at("out"), &at("good.txt"), &at(text)]).unwrap_err();
+            assert_eq!((error.exit_code(), error.to_string().contains(&at(""))), (code, true), "{error}");
+            assert_eq!(files(dir.path()), before);
+        }
+        assert!(data(&["--text-only", &at("no/such/file"), &at("good.txt")]).is_err());
+        data(&["--text-only", &at("sample"), "--limit", "11B", &at("good.txt"), &at("good.txt")]).unwrap();
+        assert_eq!(std::fs::read_to_string(at("sample")).unwrap(), "some text\n");
     }
 }
