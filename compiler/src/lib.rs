@@ -2,13 +2,13 @@
 #![deny(unsafe_code)]
 
 pub mod autodiff;
-pub mod data;
 pub mod driver;
 pub mod graph;
 pub mod kernel;
 #[cfg(feature = "mlir")]
 pub mod mlir;
 pub mod optim;
-pub mod schedule;
+#[cfg(feature = "mlir")]
+pub mod package;
 pub mod target;
 pub mod valid;

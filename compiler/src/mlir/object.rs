@@ -36,6 +36,24 @@ pub struct Job {
     pub tier: Tier,
 }
 
+/// The jobs of a program: every distinct kernel once for every code it needs on `tiers`.
+pub fn jobs(kernels: &[Kernel], tiers: &[Tier]) -> Vec<Job> {
+    let mut distinct = BTreeMap::new();
+    for kernel in kernels.iter().filter(|k| !matches!(k, Kernel::Host(_))) {
+        distinct.entry(kernel.symbol()).or_insert(kernel);
+    }
+    let mut jobs = Vec::new();
+    for kernel in distinct.into_values() {
+        for &tier in tiers {
+            let job = Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
+            if jobs.last() != Some(&job) {
+                jobs.push(job);
+            }
+        }
+    }
+    jobs
+}
+
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -69,6 +69,9 @@ unsafe extern "C" {
     fn LLVMGetBufferStart(buffer: Raw) -> *const u8;
     fn LLVMGetBufferSize(buffer: Raw) -> usize;
     fn LLVMDisposeMemoryBuffer(buffer: Raw);
+    fn LLVMCreateMemoryBufferWithMemoryRangeCopy(data: *const u8, length: usize, name: *const c_char) -> Raw;
+    fn LLVMParseIRInContext(context: Raw, buffer: Raw, module: *mut Raw, error: *mut *mut c_char) -> c_int;
+    fn gnu_get_libc_version() -> *const c_char;
     fn LLVMPrintModuleToString(module: Raw) -> *mut c_char;
     fn LLVMGetVersion(major: *mut c_uint, minor: *mut c_uint, patch: *mut c_uint);
     fn dlopen(path: *const c_char, flags: c_int) -> Raw;
@@ -92,6 +95,12 @@ pub fn llvm_version() -> String {
     // SAFETY: three valid pointers to integers, written and not kept.
     unsafe { LLVMGetVersion(&mut major, &mut minor, &mut patch) };
     format!("{major}.{minor}.{patch}")
+}
+
+/// Version of the C library golfc runs on, such as `2.36`: executables made here need it or a newer one.
+pub fn glibc_version() -> String {
+    // SAFETY: returns a static NUL-terminated string.
+    unsafe { CStr::from_ptr(gnu_get_libc_version()).to_string_lossy().into_owned() }
 }
 
 fn text(bytes: &str) -> CString {
@@ -178,7 +187,7 @@ pub struct Llvm {
 
 unsafe extern "C" fn collect(info: Raw, data: Raw) {
     const ERROR: c_uint = 0;
-    // SAFETY: LLVM passes a live diagnostic and the pointer given in `translate`, which lives as long as the context.
+    // SAFETY: LLVM passes a live diagnostic and the pointer given in `empty`, which lives as long as the context.
     unsafe {
         if LLVMGetDiagInfoSeverity(info) == ERROR {
             (*(data as *mut Vec<String>)).push(take_message(LLVMGetDiagInfoDescription(info)));
@@ -189,25 +198,56 @@ unsafe extern "C" fn collect(info: Raw, data: Raw) {
 impl Llvm {
     /// Translates an MLIR module that holds only LLVM-dialect operations, and marks it for `machine`.
     pub fn translate(module: &Module, name: &str, machine: &Machine) -> Result<Llvm, String> {
-        // SAFETY: all pointers are fresh and valid; the layout is copied into the module before it is disposed; on failure the context is
-        // disposed and nothing else was created.
-        unsafe {
+        let mut llvm = Llvm::empty();
+        let operation = RawOperation { ptr: module.as_operation().to_raw().ptr };
+        // SAFETY: the operation is live and the context fresh; the new module is owned by `llvm`.
+        llvm.module = unsafe { mlirTranslateModuleToLLVMIR(operation, llvm.context) };
+        if llvm.module.is_null() {
+            return Err(format!("{name}: translation to llvm failed {}", llvm.errors.join("; ")));
+        }
+        llvm.mark(name, machine);
+        Ok(llvm)
+    }
+
+    /// Parses LLVM IR text and marks it for `machine`.
+    pub fn parse(source: &str, name: &str, machine: &Machine) -> Result<Llvm, String> {
+        let mut llvm = Llvm::empty();
+        let label = text(name);
+        let mut error = std::ptr::null_mut();
+        // SAFETY: the buffer copies `source` and is consumed by the parser, whatever its result; the out pointers are valid.
+        let failed = unsafe {
+            let buffer = LLVMCreateMemoryBufferWithMemoryRangeCopy(source.as_ptr(), source.len(), label.as_ptr());
+            LLVMParseIRInContext(llvm.context, buffer, &mut llvm.module, &mut error)
+        };
+        if failed != 0 {
+            return Err(format!("{name}: llvm does not parse: {}", take_message(error)));
+        }
+        llvm.mark(name, machine);
+        Ok(llvm)
+    }
+
+    fn empty() -> Llvm {
+        let mut errors = Box::new(Vec::new());
+        // SAFETY: a fresh context; the handler's data lives in a box that is dropped after the context.
+        let context = unsafe {
             let context = LLVMContextCreate();
-            let mut errors = Box::new(Vec::new());
             LLVMContextSetDiagnosticHandler(context, Some(collect), (&mut *errors as *mut Vec<String>).cast());
-            let operation = RawOperation { ptr: module.as_operation().to_raw().ptr };
-            let raw = mlirTranslateModuleToLLVMIR(operation, context);
-            if raw.is_null() {
-                LLVMContextDispose(context);
-                return Err(format!("{name}: translation to llvm failed {}", errors.join("; ")));
-            }
-            LLVMSetTarget(raw, machine.triple.as_ptr());
+            context
+        };
+        Llvm { context, module: std::ptr::null_mut(), errors }
+    }
+
+    /// Names the module and gives it the machine's triple, layout and function attributes.
+    fn mark(&mut self, name: &str, machine: &Machine) {
+        // SAFETY: module and machine are live; the layout is copied into the module before it is disposed; strings are copied.
+        unsafe {
+            LLVMSetTarget(self.module, machine.triple.as_ptr());
             let layout = LLVMCreateTargetDataLayout(machine.raw);
-            LLVMSetModuleDataLayout(raw, layout);
+            LLVMSetModuleDataLayout(self.module, layout);
             LLVMDisposeTargetData(layout);
-            LLVMSetModuleIdentifier(raw, name.as_ptr().cast(), name.len());
-            LLVMSetSourceFileName(raw, name.as_ptr().cast(), name.len());
-            let mut function = LLVMGetFirstFunction(raw);
+            LLVMSetModuleIdentifier(self.module, name.as_ptr().cast(), name.len());
+            LLVMSetSourceFileName(self.module, name.as_ptr().cast(), name.len());
+            let mut function = LLVMGetFirstFunction(self.module);
             while !function.is_null() {
                 if LLVMIsDeclaration(function) == 0 {
                     for (key, value) in &machine.function_attributes {
@@ -216,7 +256,6 @@ impl Llvm {
                 }
                 function = LLVMGetNextFunction(function);
             }
-            Ok(Llvm { context, module: raw, errors })
         }
     }
 
@@ -269,9 +308,11 @@ impl Llvm {
 
 impl Drop for Llvm {
     fn drop(&mut self) {
-        // SAFETY: both created in `translate`; the module goes before its context, each once.
+        // SAFETY: both are owned; the module (if translation succeeded) goes before its context, each once.
         unsafe {
-            LLVMDisposeModule(self.module);
+            if !self.module.is_null() {
+                LLVMDisposeModule(self.module);
+            }
             LLVMContextDispose(self.context);
         }
     }

@@ -1,1 +1,0 @@
-//! Transformer blocks, losses and optimisers.
