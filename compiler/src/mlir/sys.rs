@@ -182,15 +182,18 @@ pub struct Llvm {
     context: Raw,
     module: Raw,
     /// Boxed so that its address is stable: LLVM's diagnostic handler writes here.
-    errors: Box<Vec<String>>,
+    errors: Box<Errors>,
 }
+
+#[derive(Default)]
+struct Errors(Vec<String>);
 
 unsafe extern "C" fn collect(info: Raw, data: Raw) {
     const ERROR: c_uint = 0;
     // SAFETY: LLVM passes a live diagnostic and the pointer given in `empty`, which lives as long as the context.
     unsafe {
         if LLVMGetDiagInfoSeverity(info) == ERROR {
-            (*(data as *mut Vec<String>)).push(take_message(LLVMGetDiagInfoDescription(info)));
+            (*(data as *mut Errors)).0.push(take_message(LLVMGetDiagInfoDescription(info)));
         }
     }
 }
@@ -203,7 +206,7 @@ impl Llvm {
         // SAFETY: the operation is live and the context fresh; the new module is owned by `llvm`.
         llvm.module = unsafe { mlirTranslateModuleToLLVMIR(operation, llvm.context) };
         if llvm.module.is_null() {
-            return Err(format!("{name}: translation to llvm failed {}", llvm.errors.join("; ")));
+            return Err(format!("{name}: translation to llvm failed {}", llvm.errors.0.join("; ")));
         }
         llvm.mark(name, machine);
         Ok(llvm)
@@ -227,11 +230,11 @@ impl Llvm {
     }
 
     fn empty() -> Llvm {
-        let mut errors = Box::new(Vec::new());
+        let mut errors = Box::<Errors>::default();
         // SAFETY: a fresh context; the handler's data lives in a box that is dropped after the context.
         let context = unsafe {
             let context = LLVMContextCreate();
-            LLVMContextSetDiagnosticHandler(context, Some(collect), (&mut *errors as *mut Vec<String>).cast());
+            LLVMContextSetDiagnosticHandler(context, Some(collect), (&mut *errors as *mut Errors).cast());
             context
         };
         Llvm { context, module: std::ptr::null_mut(), errors }
@@ -291,10 +294,10 @@ impl Llvm {
             }
             let bytes = std::slice::from_raw_parts(LLVMGetBufferStart(buffer), LLVMGetBufferSize(buffer)).to_vec();
             LLVMDisposeMemoryBuffer(buffer);
-            if self.errors.is_empty() {
+            if self.errors.0.is_empty() {
                 Ok(bytes)
             } else {
-                Err(format!("llvm code generation failed: {}", self.errors.join("; ")))
+                Err(format!("llvm code generation failed: {}", self.errors.0.join("; ")))
             }
         }
     }
