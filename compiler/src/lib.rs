@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod autodiff;
+pub mod data;
 pub mod driver;
 pub mod graph;
 pub mod kernel;
@@ -10,5 +11,6 @@ pub mod mlir;
 pub mod optim;
 #[cfg(feature = "mlir")]
 pub mod package;
+pub mod schedule;
 pub mod target;
 pub mod valid;

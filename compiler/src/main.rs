@@ -1,15 +1,24 @@
 //! The golfc command line. Everything it does is a call into the library; here are only flags, files and exit codes.
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Compiler for small language models under a hard budget.
 #[derive(Parser, Debug)]
 #[command(name = "golfc", version = golf_compiler::target::VERSION, about)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     compile: Compile,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Turn text into shards to train on.
+    Data(golf_compiler::data::DataArgs),
 }
 
 #[derive(Args, Debug)]
@@ -69,6 +78,11 @@ fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Some(Command::Data(args)) = cli.command {
+        let Err(error) = golf_compiler::data::run(args) else { return ExitCode::SUCCESS };
+        eprintln!("golfc data: {error}");
+        return ExitCode::from(error.exit_code() as u8);
+    }
     let code = {
         let c = cli.compile;
         golf_compiler::driver::compile(golf_compiler::driver::Options {

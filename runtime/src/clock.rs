@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Largest trace file accepted, bytes: four million steps of a ledger.
-const LIMIT: u64 = 1 << 30;
+/// Largest trace file accepted, bytes: half a million steps of a ledger.
+const LIMIT: u64 = 256 << 20;
 
 /// What a step may know of time.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -89,7 +89,8 @@ pub enum Init {
     Normal(f64),
     /// Uniform in [-a, a).
     Uniform(f64),
-    /// Polar factor of a normal matrix, times a gain (f64 host linear algebra). Two axes.
+    /// Random orthonormal rows or columns, times a gain: the Q of a normal matrix's QR factorisation with a positive diagonal of R (f64
+    /// host linear algebra; what the published systems compute). Two axes.
     Orthogonal(f64),
     /// One number per position of the first axis.
     Rows(Vec<f64>),
@@ -122,8 +123,9 @@ pub struct HostExpr {
 #[allow(missing_docs)]
 pub enum HostOp {
     Const(f64),
-    /// A clock field by name: `step`, `progress`, `step_time`, `budget` in training; `chunk`, `chunks` in adaptation; `scale` (the
-    /// schedule's result) in conditions of averages and phases.
+    /// A clock field by name. In the schedule and the hypers of training: `step` (steps done before this one), `progress` (time used /
+    /// budget), `step_time` (seconds), `budget` (seconds); hypers also see `scale`, the schedule's result. In conditions of averages,
+    /// evaluated after a step: the same, `step` counting that step, and `scale`. In adaptation: `chunk`, `chunks`.
     Clock(String),
     Unary(HostUnary, u32),
     Binary(HostBinary, u32, u32),

@@ -222,6 +222,11 @@ impl Local<'_> {
             Binary::Add => self.pair(|_| Ok(g), |_| Ok(g)),
             // z = x - y: dx = g, dy = -g
             Binary::Sub => self.pair(|_| Ok(g), |l| l.b.neg(g)),
+            // z = x x: dx = 2 g x
+            Binary::Mul if x == y => self.one(|l| {
+                let twice = l.b.mul_const(g, 2.0)?;
+                l.b.mul(twice, x)
+            }),
             // z = x y: dx = g y, dy = g x
             Binary::Mul => self.pair(|l| l.b.mul(g, y), |l| l.b.mul(g, x)),
             // z = x / y: dx = g / y, dy = -g z / y

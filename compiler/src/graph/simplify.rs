@@ -154,7 +154,7 @@ fn double_move(b: &mut Builder, node: &Node) -> Option<NodeId> {
     let x = *inner.args.first()?;
     match (&node.op, &inner.op) {
         (Op::Broadcast, Op::Broadcast) => b.broadcast(x, &node.ty.axes).ok(),
-        (Op::Rename(_, to), Op::Rename(from, _)) => b.rename(x, *from, *to).ok(),
+        (Op::Rename(middle, to), Op::Rename(from, named)) if middle == named => b.rename(x, *from, *to).ok(),
         (Op::Split(_, to), Op::Merge(from, _)) if to == from => b.broadcast(x, &node.ty.axes).ok(),
         (Op::Merge(from, to), Op::Split(whole, parts)) if from == parts => b.rename(x, *whole, *to).ok(),
         _ => None,

@@ -64,7 +64,16 @@ pub enum Kernel {
     /// Deterministic scatter-add.
     Scatter(scatter::Scatter),
     /// Implemented by the runtime.
-    Host(golf_runtime::plan::Builtin),
+    Host(Host),
+}
+
+/// A routine of the runtime, one task per row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Host {
+    /// Which.
+    pub builtin: golf_runtime::plan::Builtin,
+    /// Number of rows.
+    pub rows: usize,
 }
 
 impl Kernel {
@@ -100,7 +109,7 @@ impl Kernel {
             Kernel::Gemm(k) => k.launches(),
             Kernel::Attend(k) => k.launches(),
             Kernel::Scatter(k) => k.launches(),
-            Kernel::Host(golf_runtime::plan::Builtin::Quantile { .. }) => Vec::new(),
+            Kernel::Host(k) => k.launches(),
         }
     }
 
@@ -130,8 +139,26 @@ impl Kernel {
             Kernel::Scatter(k) => {
                 vec![Access::Read, Access::Read, if k.accumulate { Access::Update } else { Access::Write }]
             }
-            Kernel::Host(golf_runtime::plan::Builtin::Quantile { .. }) => vec![Access::Read, Access::Write],
+            Kernel::Host(k) => match k.builtin {
+                golf_runtime::plan::Builtin::Quantile { .. } => vec![Access::Read, Access::Write],
+            },
         }
+    }
+}
+
+impl Host {
+    fn launches(&self) -> Vec<Launch> {
+        let golf_runtime::plan::Builtin::Quantile { n, .. } = self.builtin;
+        let rows = self.rows as u64;
+        vec![Launch {
+            entry: "main",
+            tasks: self.rows as u32,
+            args: vec![LaunchArg::Arg(0), LaunchArg::Arg(1)],
+            scratch: n * 4,
+            // Selection, roughly.
+            flops: rows * n * 20,
+            bytes: rows * (n + 1) * 4,
+        }]
     }
 }
 

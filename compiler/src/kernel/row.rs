@@ -75,6 +75,61 @@ impl Row {
         axes.iter().filter(|a| !self.outer.contains(a)).map(|a| self.graph.axes[a.0 as usize].size).product()
     }
 
+    /// Says what is wrong if the body breaks the rules of this module's documentation.
+    pub fn check(&self) -> Result<(), String> {
+        let g = &self.graph;
+        if self.args.len() != g.buffers.len() || self.block == 0 {
+            return Err("a row kernel needs one addressing per buffer and at least one row per task".to_string());
+        }
+        let outer = self.outer.len();
+        let full = |axes: &[AxisId]| axes.len() >= outer && axes[..outer] == self.outer[..];
+        let none = |axes: &[AxisId]| !axes.iter().any(|a| self.outer.contains(a));
+        for (i, node) in g.nodes.iter().enumerate() {
+            let axes = &node.ty.axes;
+            let counter = matches!(node.op, Op::Iota(_)) && axes.len() == 1;
+            let column = matches!(&node.op, Op::Reduce(_, over) if self.outer.iter().all(|a| over.contains(a)));
+            let per_task =
+                |e: &crate::graph::ir::Effect| e.value.0 as usize == i && self.args[e.buffer.0 as usize].per_task;
+            if column && outer > 0 && full(&g.nodes[node.args[0].0 as usize].ty.axes) && !g.effects.iter().any(per_task)
+            {
+                return Err(format!("%{i} adds up rows but is no partial sum"));
+            }
+            if !full(axes) && !none(axes) && !counter {
+                return Err(format!("%{i} has some of the outer axes only"));
+            }
+            let first = node.args.first().map(|a| &g.nodes[a.0 as usize]);
+            match &node.op {
+                Op::Shift(a, _) if !self.outer.contains(a) || !matches!(first.map(|n| &n.op), Some(Op::Read(_))) => {
+                    return Err(format!("%{i} shifts something else than a read along an outer axis"));
+                }
+                Op::Gather(_) => {
+                    let read = matches!(first.map(|n| &n.op), Some(Op::Read(_)));
+                    let index = &g.nodes[node.args[1].0 as usize].ty.axes;
+                    if !read || !first.is_some_and(|n| none(&n.ty.axes)) || *index != self.outer {
+                        return Err(format!("%{i} gathers from no table or with no row index"));
+                    }
+                }
+                Op::Dot(_)
+                | Op::ScatterAdd(_)
+                | Op::Attend(_)
+                | Op::AttendLse(_)
+                | Op::AttendGrad(..)
+                | Op::Quantile(..) => {
+                    return Err(format!("%{i} is no row work"));
+                }
+                _ => {}
+            }
+        }
+        for effect in &g.effects {
+            let buffer = &g.buffers[effect.buffer.0 as usize].ty.axes;
+            let per_task = self.args[effect.buffer.0 as usize].per_task;
+            if !per_task && outer > 0 && !full(buffer) || per_task && !none(buffer) {
+                return Err(format!("the target {} does not fit the rows", g.buffers[effect.buffer.0 as usize].name));
+            }
+        }
+        Ok(())
+    }
+
     /// The one function. A body that [`lower::lower`] refuses has no scratch; emitting it is an error.
     pub fn launches(&self) -> Vec<Launch> {
         let mut bytes = 0;

@@ -25,7 +25,10 @@ pub(super) fn kernel(k: &Kernel) -> String {
             dtype_name(k.src),
             k.accumulate
         ),
-        Kernel::Host(golf_runtime::plan::Builtin::Quantile { n, q }) => writeln!(out, "host quantile n={n} q={q:?}"),
+        Kernel::Host(k) => {
+            let golf_runtime::plan::Builtin::Quantile { n, q } = &k.builtin;
+            writeln!(out, "host quantile rows={} n={n} q={q:?}", k.rows)
+        }
     };
     out
 }

@@ -30,7 +30,11 @@ use crate::train::train;
 
 /// Runs the command in `args` (the first is the executable's own name) on the program that `load` gives. Gives the exit code.
 pub fn main(args: Vec<OsString>, load: impl FnOnce() -> Result<Code>) -> i32 {
-    let work = std::panic::AssertUnwindSafe(|| load().and_then(|code| command(args, Arc::new(code))));
+    let work = std::panic::AssertUnwindSafe(|| {
+        // First, so that a closed pipe is an error of the write from the first line on.
+        let signals = Signals::install()?;
+        command(args, Arc::new(load()?), signals)
+    });
     match std::panic::catch_unwind(work) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => {
@@ -47,7 +51,7 @@ pub fn main(args: Vec<OsString>, load: impl FnOnce() -> Result<Code>) -> i32 {
 }
 
 /// Parses and runs.
-fn command(args: Vec<OsString>, code: Arc<Code>) -> Result<()> {
+fn command(args: Vec<OsString>, code: Arc<Code>, signals: Signals) -> Result<()> {
     let p = &code.program;
     let about = format!(
         "{} — one language-model run, compiled by golfc {}: {} trains it, packs it under {} bytes, scores it and adapts it.",
@@ -67,7 +71,6 @@ fn command(args: Vec<OsString>, code: Arc<Code>) -> Result<()> {
         }
     };
     let faults = Faults::from_env()?;
-    let signals = Signals::install()?;
     Cmd { code, faults, signals }.run(cli.command)
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub const BYTES_FILE: &str = "tokenizer.bytes";
 /// Vocabulary of the byte tokenizer: pad, bos, eos, unk, then 4 + byte.
 pub const BYTES_VOCAB: usize = 260;
-/// Token that starts every document, in the byte tokenizer and in the challenge's data.
+/// Token that starts every document in the byte tokenizer, and in the challenge's data.
 pub const BOS: u16 = 1;
 /// SentencePiece's visible space.
 pub const SPACE: &str = "\u{2581}";
@@ -66,6 +66,8 @@ pub struct Normalizer {
     pub name: String,
     /// u32 size of a double-array trie, the trie, NUL-terminated replacements; empty: no rule.
     pub charsmap: Vec<u8>,
+    /// Where `charsmap` starts in the file.
+    pub charsmap_offset: u64,
     /// A space before the first character.
     pub add_dummy_prefix: bool,
     /// Drop spaces at both ends, and all but one of a run.
@@ -87,6 +89,8 @@ pub struct Model {
     pub byte_fallback: bool,
     /// Id of the unknown piece.
     pub unknown: u16,
+    /// Id of the control piece that starts a document, if the model has one.
+    pub bos: Option<u16>,
     /// How text is rewritten first.
     pub normalizer: Normalizer,
 }
@@ -129,6 +133,14 @@ impl Tokenizer {
         }
     }
 
+    /// The token that starts every document, if there is one.
+    pub fn bos(&self) -> Option<u16> {
+        match self {
+            Tokenizer::Bytes => Some(BOS),
+            Tokenizer::Model(m) => m.bos,
+        }
+    }
+
     /// Number of ids.
     pub fn vocab(&self) -> usize {
         match self {
@@ -161,9 +173,11 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
         algorithm: Algorithm::Unigram,
         byte_fallback: false,
         unknown: 0,
+        bos: Some(BOS),
         normalizer: Normalizer {
             name: String::new(),
             charsmap: Vec::new(),
+            charsmap_offset: 0,
             add_dummy_prefix: true,
             remove_extra_whitespaces: true,
             escape_whitespaces: true,
@@ -200,6 +214,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
         return Err(Error::file(path, "not a SentencePiece model: no pieces"));
     }
     model.unknown = unknown.ok_or_else(|| Error::file(path, "no unknown piece"))?;
+    let control = |id: &u16| model.pieces.get(usize::from(*id)).is_some_and(|p| p.kind == Kind::Control);
+    model.bos = model.bos.filter(control);
     let bytes = model.pieces.iter().filter(|p| matches!(p.kind, Kind::Byte(_))).count();
     let expected = if model.byte_fallback { 256 } else { 0 };
     if bytes != expected {
@@ -261,6 +277,7 @@ fn trainer(field: &Field, model: &mut Model) -> Result<()> {
                 }
             }
             24 => model.normalizer.whitespace_as_suffix = f.flag()?,
+            41 => model.bos = u16::try_from(f.int()?).ok(),
             35 => model.byte_fallback = f.flag()?,
             _ => {}
         }
@@ -273,7 +290,10 @@ fn normalizer(field: &Field, n: &mut Normalizer) -> Result<()> {
     while let Some(f) = wire.next()? {
         match f.number {
             1 => n.name = f.text()?.into(),
-            2 => n.charsmap = f.bytes()?.into(),
+            2 => {
+                n.charsmap = f.bytes()?.into();
+                n.charsmap_offset = f.offset();
+            }
             3 => n.add_dummy_prefix = f.flag()?,
             4 => n.remove_extra_whitespaces = f.flag()?,
             5 => n.escape_whitespaces = f.flag()?,
@@ -298,6 +318,7 @@ pub(crate) mod tests {
         let Tokenizer::Model(m) = Tokenizer::read(&fixtures().join("nfkc.model")).unwrap() else { unreachable!() };
         let n = &m.normalizer;
         assert_eq!((m.pieces.len(), m.algorithm, m.byte_fallback, m.unknown), (400, Algorithm::Bpe, true, 3));
+        assert_eq!(m.bos, Some(1));
         assert_eq!((n.name.as_str(), n.charsmap.len() > 100_000), ("nmt_nfkc", true));
         assert_eq!((n.add_dummy_prefix, n.remove_extra_whitespaces, n.escape_whitespaces), (false, true, true));
         let kinds: Vec<Kind> = m.pieces[..5].iter().map(|p| p.kind).collect();

@@ -107,6 +107,11 @@ impl<'a> Field<'a> {
         Error::at(self.file, self.offset as u64, message)
     }
 
+    /// Where its content starts in the file.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset as u64
+    }
+
     fn mismatch(&self, expected: &str) -> Error {
         self.error(format!("field {} should hold {expected}", self.number))
     }

@@ -50,6 +50,9 @@ pub fn svg(entries: &[Entry]) -> Option<String> {
     });
     text(&mut out, (AREA.0, 50.0), "start", "fill=\"#59636e\"", &sub);
 
+    let legend = "light: each step · dark: running mean · dots: validation";
+    text(&mut out, (AREA.2, 30.0), "end", "font-size=\"12\" fill=\"#59636e\"", legend);
+
     for t in ticks(y0, y1, 6) {
         let at = y(t);
         line(&mut out, (AREA.0, at), (AREA.2, at), "#e4e8ec");
@@ -107,7 +110,10 @@ fn marks(out: &mut String, scores: &[&Validation], to: To<'_>) {
         labels.push(at);
         let partial = if v.partial { " (partial)" } else { "" };
         let label = format!("{} {:.4} nats, {:.4} bpb{partial}", v.name, v.loss, v.bpb);
-        text(out, (cx - 10.0, at), "end", &format!("font-weight=\"600\" fill=\"{colour}\""), &label);
+        let style = format!(
+            "font-weight=\"600\" fill=\"{colour}\" stroke=\"#ffffff\" stroke-width=\"4\" paint-order=\"stroke\""
+        );
+        text(out, (cx - 10.0, at), "end", &style, &label);
     }
 }
 
@@ -143,17 +149,19 @@ fn grouped(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     points.chunks(size).map(mean).collect()
 }
 
-/// Running mean whose memory is a fortieth of the run; starts at the first value.
+/// Centred running mean over a fortieth of the run, narrower towards the ends so that it does not lag.
 fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 40.0).max(1.0);
-    let mut mean = points.first().map_or(0.0, |p| p.1);
-    points
-        .iter()
-        .map(|&(x, y)| {
-            mean = keep * mean + (1.0 - keep) * y;
-            (x, mean)
-        })
-        .collect()
+    let sums: Vec<f64> = std::iter::once(0.0)
+        .chain(points.iter().scan(0.0, |sum, p| {
+            *sum += p.1;
+            Some(*sum)
+        }))
+        .collect();
+    let mean = |i: usize| {
+        let half = (points.len() / 80).min(i).min(points.len() - 1 - i);
+        (sums[i + half + 1] - sums[i - half]) / (2 * half + 1) as f64
+    };
+    points.iter().enumerate().map(|(i, p)| (p.0, mean(i))).collect()
 }
 
 /// Round numbers from the largest at most `low` to `high`, about `count` of them.
@@ -225,6 +233,12 @@ mod tests {
         assert!(svg.contains("final 2.4000 nats, 1.1000 bpb (partial)") && svg.contains("loss, nats per token"));
         assert_eq!(svg.matches('<').count(), svg.matches('>').count());
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    #[test]
+    fn the_running_mean_is_centred() {
+        let line: Vec<_> = (0..400).map(|i| (f64::from(i), f64::from(i))).collect();
+        assert!(smooth(&line).iter().zip(&line).all(|(a, b)| (a.1 - b.1).abs() < 1e-9));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const METRICS: &str = "metrics.jsonl";
 /// File name of the TensorBoard events. One name for all attempts: a resumed run continues the file.
 pub const EVENTS: &str = "events.out.tfevents.golf";
 /// Largest ledger read, bytes.
-const LIMIT: u64 = 1 << 30;
+const LIMIT: u64 = 256 << 20;
 
 /// A file that only grows, by whole pieces.
 struct Appended {

@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod output;
 pub mod progress;
 pub mod record;
+pub mod submission;
 pub mod tensorboard;
 
 pub use ledger::Ledger;

@@ -1,6 +1,7 @@
 //! Derivatives against central finite differences of the interpreter, in f64.
 
 mod blocks;
+mod golden;
 mod ops;
 mod rules;
 
@@ -15,16 +16,26 @@ pub(super) struct Case {
     pub(super) b: Builder,
     contents: Contents,
     wrt: Vec<(String, NodeId)>,
+    /// Not 0: sizes of axes without a size in their name are drawn from it.
+    shape: u64,
 }
 
 impl Case {
     pub(super) fn new() -> Self {
-        Case { b: Builder::new("case", DType::F32), contents: Contents::new(), wrt: Vec::new() }
+        Case::of_shape(0)
     }
 
-    /// The axis of this name; its size is in the name after `_`, 3 if there is none. `t` is time.
+    pub(super) fn of_shape(shape: u64) -> Self {
+        Case { b: Builder::new("case", DType::F32), contents: Contents::new(), wrt: Vec::new(), shape }
+    }
+
+    /// The axis of this name; its size is in the name after `_`; without one it is 3, or drawn from 1..=5. `t` is time.
     pub(super) fn axis(&mut self, name: &str) -> AxisId {
-        let size = name.split_once('_').map_or(3, |(_, n)| n.parse().unwrap());
+        let drawn = || match self.shape {
+            0 => 3,
+            seed => 1 + (5.0 * uniform(seed, 9, usize::from(name.as_bytes()[0]))) as usize,
+        };
+        let size = name.split_once('_').map_or_else(drawn, |(_, n)| n.parse().unwrap());
         let role = if name.starts_with('t') { AxisRole::Time } else { AxisRole::Plain };
         self.b.axis(name, size, role).unwrap()
     }

@@ -253,6 +253,58 @@ fn every_derivative_agrees_with_finite_differences() {
     }
 }
 
+/// Cases whose axes may have any size; in the last, g is the group.
+const ANY_SHAPE: &[(&str, Build)] = &[
+    ("div", |c| {
+        let (x, y) = (c.input("x", "a b c", 0.5, 2.0), c.input("y", "c a", 0.5, 2.0));
+        c.b.div(x, y).unwrap()
+    }),
+    ("reduce_max", |c| {
+        let (x, over) = (c.x("x", "a b c"), c.axes("c a"));
+        c.b.reduce_max(x, &over).unwrap()
+    }),
+    ("dot", |c| {
+        let (x, y) = (c.x("x", "m k h j"), c.x("y", "j h n k"));
+        let (over, order) = (c.axes("j k"), c.axes("n h m"));
+        c.b.dot_as(x, y, &over, &order).unwrap()
+    }),
+    ("scan", |c| {
+        let (a, x, t) = (c.x("a", "t d"), c.x("x", "d n t"), c.axis("t"));
+        c.b.scan(a, x, t, true).unwrap()
+    }),
+    ("shift and cumsum", |c| {
+        let (x, t) = (c.x("x", "a t d"), c.axis("t"));
+        let y = c.b.shift(x, t, 2).unwrap();
+        let y = c.b.cumsum(y, t, false).unwrap();
+        c.b.mul(x, y).unwrap()
+    }),
+    ("cross_entropy", |c| {
+        let (x, v) = (c.x("x", "n v t"), c.axis("v"));
+        let (n, t) = (c.axis("n"), c.axis("t"));
+        let (rows, classes) = (c.b.size(n) * c.b.size(t), c.b.size(v) as i32);
+        let ids: Vec<_> = (0..rows as i32).map(|i| (i * 7 + 1) % classes).collect();
+        let target = c.ints("target", "n t", &ids);
+        c.b.cross_entropy(x, target, v).unwrap()
+    }),
+    ("attend", |c| {
+        let (q, k, v) = (c.x("q", "n t g d"), c.x("k", "n t d"), c.x("v", "t n d"));
+        let (time, dim) = (c.axis("t"), c.axis("d"));
+        let how = Attend { time, dim, scale: Bits::new(0.7), causal: true, window: Some(3), document: false };
+        c.b.attend(how, q, k, v, None).unwrap()
+    }),
+];
+
+#[test]
+fn derivatives_agree_at_random_shapes() {
+    for (name, build) in ANY_SHAPE {
+        for seed in 1..=6 {
+            let mut case = Case::of_shape(seed);
+            let y = build(&mut case);
+            case.check(name, y);
+        }
+    }
+}
+
 /// Ops that are zero by convention; `rules.rs` has a test for each of them.
 pub(super) const ZERO: &[&str] = &[
     "const",

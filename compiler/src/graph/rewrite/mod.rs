@@ -48,7 +48,6 @@ pub const RULES: &[(&str, Rule)] = &[
     ("sum_of_pads", sums::sum_of_pads),
     ("merge_of_places", sums::merge_of_places),
     ("reduce_of_broadcast", sums::reduce_of_broadcast),
-    ("reduce_over_one", sums::reduce_over_one),
     ("reduce_of_reduce", sums::reduce_of_reduce),
     ("sum_of_padded", sums::sum_of_padded),
     ("sum_of_scaled", sums::sum_of_scaled),

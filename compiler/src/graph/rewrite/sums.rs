@@ -85,16 +85,6 @@ pub(super) fn reduce_of_broadcast(b: &mut Builder, node: &Node) -> Option<NodeId
     b.broadcast(y, &node.ty.axes).ok()
 }
 
-/// Over an axis of size 1 every reduction takes the one position.
-pub(super) fn reduce_over_one(b: &mut Builder, node: &Node) -> Option<NodeId> {
-    let Op::Reduce(op, over) = &node.op else { return None };
-    let at = over.iter().position(|a| b.size(*a) == 1)?;
-    let mut rest = over.clone();
-    let one = rest.remove(at);
-    let y = b.index(node.args[0], one, 0).ok()?;
-    b.reduce(*op, y, &rest).ok()
-}
-
 /// `sum(sum(x over A) over B) == sum(x over A B)`, likewise extremes. Changes the order of additions.
 pub(super) fn reduce_of_reduce(b: &mut Builder, node: &Node) -> Option<NodeId> {
     let Op::Reduce(op, over) = &node.op else { return None };

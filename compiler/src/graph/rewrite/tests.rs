@@ -374,15 +374,6 @@ const CASES: &[Case] = &[
         "sum mul reduce_max div",
     ),
     (
-        "reduce_over_one",
-        |w| {
-            let x = w.x("a_2 b_1 c_3");
-            let over = w.axes("c_3 b_1");
-            w.b.sum(x, &over).unwrap()
-        },
-        "index sum",
-    ),
-    (
         "reduce_of_reduce",
         |w| {
             let x = w.x("a_2 b_4 c_3");

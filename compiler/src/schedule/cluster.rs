@@ -1,0 +1,455 @@
+//! Clusters: the kernels in the making, and what may be computed inside one.
+//!
+//! *Takes* a prepared graph and an assignment of nodes to clusters; *gives* [`Walk`], which follows a value back to what a cluster must
+//! read, and says why a value cannot be computed there; *promises* that what it accepts is allowed by the kernel contracts.
+
+use super::contract::{Digit, Digits, Frame, Place};
+use super::layout::{View, axes, buffer_of, numel, size};
+use super::prepare::{Prepared, is_move};
+use crate::graph::ir::{AxisId, Graph, NodeId, Op};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a cluster will become.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// A row kernel over these axes.
+    Row {
+        /// Iterated axes, outermost first.
+        outer: Vec<AxisId>,
+    },
+    /// A contraction with its epilogue.
+    Gemm {
+        /// The `Dot`.
+        dot: NodeId,
+        /// Its index space.
+        frame: Box<Frame>,
+        /// Axes of the homed nodes in the index space.
+        digits: BTreeMap<NodeId, Digits>,
+    },
+    /// One attention kernel: `Attend` and `AttendLse`, or up to three `AttendGrad`s.
+    Attend,
+    /// A scatter-add.
+    Scatter,
+    /// A host routine.
+    Host,
+}
+
+/// A kernel in the making.
+#[derive(Clone, Debug)]
+pub(super) struct Cluster {
+    /// Family and space.
+    pub kind: Kind,
+    /// Clusters whose results are needed first.
+    pub deps: BTreeSet<usize>,
+    /// Column sums over its rows, by their `Reduce` node; a later cluster finishes them.
+    pub columns: BTreeSet<NodeId>,
+    /// Large values read, to find clusters that look at the same memory.
+    pub bases: BTreeSet<NodeId>,
+    /// Smallest and largest node id homed here.
+    pub span: (u32, u32),
+    /// False after being merged into another.
+    pub alive: bool,
+}
+
+/// Where a node is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spot {
+    /// Wherever it is needed.
+    Loose,
+    /// In this cluster.
+    In(usize),
+}
+
+/// The assignment.
+#[derive(Clone, Debug)]
+pub(super) struct Clusters<'p> {
+    /// The graph.
+    pub p: &'p Prepared,
+    /// All clusters, also dead ones.
+    pub list: Vec<Cluster>,
+    /// By node.
+    pub spot: Vec<Spot>,
+    /// Homed nodes that other clusters compute again instead of reading.
+    pub inlined: BTreeSet<NodeId>,
+    /// Why a node did not join the cluster of an operand.
+    pub refused: BTreeMap<NodeId, String>,
+}
+
+/// Why a value cannot be computed in a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// The value that is in the way.
+    pub node: NodeId,
+    /// The reason.
+    pub why: String,
+}
+
+/// What a cluster does about a value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Use {
+    /// Reads it from memory.
+    Leaf(View),
+    /// Finishes this column sum from the partial sums of the cluster given.
+    Partial(usize),
+    /// The product itself.
+    Acc,
+    /// Computes it.
+    Compute,
+}
+
+/// How far [`Walk`] follows values of its own cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Stops at values homed in the cluster (they are known to be fine).
+    New,
+    /// All the way.
+    Full,
+}
+
+/// Follows values back from what a cluster has to produce.
+pub(super) struct Walk<'a> {
+    clusters: &'a Clusters<'a>,
+    cluster: usize,
+    depth: Depth,
+    /// Nodes to treat as inlined besides [`Clusters::inlined`].
+    also: &'a BTreeSet<NodeId>,
+    /// Every value met, and what is done about it.
+    pub uses: BTreeMap<NodeId, Use>,
+    /// Values in the order in which they can be computed.
+    pub order: Vec<NodeId>,
+    /// Gemm: where the axes of each value are.
+    pub digits: BTreeMap<NodeId, Digits>,
+}
+
+impl Clusters<'_> {
+    /// The graph.
+    pub fn g(&self) -> &Graph {
+        &self.p.graph
+    }
+
+    /// The cluster a node is homed in.
+    pub fn home(&self, n: NodeId) -> Option<usize> {
+        match self.spot[n.0 as usize] {
+            Spot::In(c) => Some(c),
+            Spot::Loose => None,
+        }
+    }
+
+    /// The view a node is, if it needs no computing in `cluster`: its base lies in memory before the cluster runs.
+    pub fn leaf(&self, n: NodeId, cluster: usize, inlined: impl Fn(NodeId) -> bool) -> Option<View> {
+        let view = self.p.layouts.view(self.g(), n)?;
+        let base = view.base;
+        let stored = match self.spot[base.0 as usize] {
+            Spot::In(home) => home != cluster && !inlined(base),
+            Spot::Loose => buffer_of(self.g(), base).is_some(),
+        };
+        stored.then_some(view)
+    }
+
+    /// Outer axes of a row cluster.
+    pub fn outer(&self, cluster: usize) -> Option<&[AxisId]> {
+        match &self.list[cluster].kind {
+            Kind::Row { outer } => Some(outer),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// A walk for one cluster.
+    pub fn new(clusters: &'a Clusters<'a>, cluster: usize, depth: Depth, also: &'a BTreeSet<NodeId>) -> Self {
+        Walk { clusters, cluster, depth, also, uses: BTreeMap::new(), order: Vec::new(), digits: BTreeMap::new() }
+    }
+
+    /// Follows a value that the cluster has to produce.
+    pub fn root(&mut self, n: NodeId) -> Result<(), Refusal> {
+        let digits = match &self.clusters.list[self.cluster].kind {
+            Kind::Gemm { digits, .. } => digits.get(&n).cloned().unwrap_or_default(),
+            _ => Digits::new(),
+        };
+        self.visit(n, &digits)
+    }
+
+    /// Follows the operands of a node that is about to be homed in the cluster, its axes being at these places.
+    pub fn operands(&mut self, n: NodeId, digits: &Digits) -> Result<(), Refusal> {
+        self.compute(n, true, digits)
+    }
+
+    /// Follows a value with its axes at given places of a Gemm's index space (ignored by row clusters).
+    pub fn visit(&mut self, n: NodeId, digits: &Digits) -> Result<(), Refusal> {
+        let g = self.clusters.g();
+        let gemm = matches!(self.clusters.list[self.cluster].kind, Kind::Gemm { .. });
+        let mine: Digits = if gemm {
+            digits.iter().filter(|(a, _)| axes(g, n).contains(a)).map(|(a, d)| (*a, *d)).collect()
+        } else {
+            Digits::new()
+        };
+        if self.uses.contains_key(&n) {
+            return if self.digits.get(&n).is_none_or(|d| *d == mine) {
+                Ok(())
+            } else {
+                Err(refuse(n, "is needed along two different indices"))
+            };
+        }
+        let home = self.clusters.home(n);
+        let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
+        let here = home == Some(self.cluster);
+        if let (Kind::Gemm { digits: known, .. }, true) = (&self.clusters.list[self.cluster].kind, here)
+            && known.get(&n).is_some_and(|d| *d != mine)
+        {
+            return Err(refuse(n, "is needed along other indices than it is computed along"));
+        }
+        let what = if here && self.depth == Depth::New {
+            Use::Compute
+        } else if here && self.column_source(n).is_some() {
+            Use::Partial(self.column_source(n).unwrap_or_default())
+        } else if let Some(view) = self.clusters.leaf(n, self.cluster, inlined) {
+            self.check_leaf(n, &view, &mine)?;
+            Use::Leaf(view)
+        } else if let (Kind::Gemm { dot, .. }, true) = (&self.clusters.list[self.cluster].kind, here)
+            && *dot == n
+        {
+            Use::Acc
+        } else {
+            self.compute(n, here, &mine)?;
+            Use::Compute
+        };
+        if gemm {
+            self.digits.insert(n, mine);
+        }
+        self.uses.insert(n, what);
+        self.order.push(n);
+        Ok(())
+    }
+
+    /// The cluster whose rows a homed column sum adds up.
+    fn column_source(&self, n: NodeId) -> Option<usize> {
+        let list = &self.clusters.list;
+        list[self.cluster].deps.iter().copied().find(|d| list[*d].columns.contains(&n))
+    }
+
+    fn check_leaf(&self, n: NodeId, view: &View, digits: &Digits) -> Result<(), Refusal> {
+        let Kind::Gemm { frame, .. } = &self.clusters.list[self.cluster].kind else { return Ok(()) };
+        match frame.linear(self.clusters.g(), view, digits) {
+            Some(_) => Ok(()),
+            None => Err(refuse(n, "is not addressed by one stride along m and one along n")),
+        }
+    }
+
+    fn compute(&mut self, n: NodeId, here: bool, digits: &Digits) -> Result<(), Refusal> {
+        let g = self.clusters.g();
+        let node = &g.nodes[n.0 as usize];
+        if !here && !can_inline(&node.op) {
+            return Err(refuse(n, "is computed elsewhere"));
+        }
+        let list = &self.clusters.list;
+        let gemm = match &list[self.cluster].kind {
+            Kind::Row { outer } => {
+                row_legal(g, n, outer).map_err(|why| refuse(n, &why))?;
+                None
+            }
+            Kind::Gemm { frame, .. } => Some(frame.as_ref()),
+            Kind::Attend | Kind::Scatter | Kind::Host => return Err(refuse(n, "this family fuses nothing")),
+        };
+        let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
+        match &node.op {
+            // These look at other rows, so their operand has to be in memory.
+            Op::Shift(..) | Op::Gather(_) => {
+                if self.clusters.leaf(node.args[0], self.cluster, inlined).is_none() {
+                    return Err(refuse(node.args[0], "has to be in memory, because other rows of it are read"));
+                }
+            }
+            _ => {}
+        }
+        let inner = match gemm {
+            Some(frame) => epilogue_operand(g, frame, n, digits).map_err(|why| refuse(n, &why))?,
+            None => Digits::new(),
+        };
+        for arg in &node.args {
+            self.visit(*arg, &inner)?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse(node: NodeId, why: &str) -> Refusal {
+    Refusal { node, why: why.to_string() }
+}
+
+/// Ops cheap and local enough to be computed in every kernel that wants them.
+pub(super) fn can_inline(op: &Op) -> bool {
+    match op {
+        Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Broadcast => true,
+        Op::Shift(..) | Op::StopGradient => true,
+        op => is_move(op),
+    }
+}
+
+/// Element-wise, or nothing at all.
+pub(super) fn is_elementwise(op: &Op) -> bool {
+    matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Broadcast | Op::StopGradient)
+}
+
+/// Axes that an op treats as a whole, so that it cannot be computed position by position along them.
+pub(super) fn touched(g: &Graph, n: NodeId) -> Vec<AxisId> {
+    let node = &g.nodes[n.0 as usize];
+    match &node.op {
+        Op::Reduce(_, over) | Op::Dot(over) => over.clone(),
+        Op::Split(a, to) => std::iter::once(*a).chain(to.iter().copied()).collect(),
+        Op::Merge(from, a) | Op::Concat(from, a) => from.iter().copied().chain([*a]).collect(),
+        Op::Rename(a, b) | Op::TopKValues(a, b) | Op::TopKIndices(a, b) => vec![*a, *b],
+        Op::Slice { from, to, .. } | Op::Pad { from, to, .. } => vec![*from, *to],
+        Op::Index(a, _) | Op::Place(a, _) | Op::Cumsum(a, _) | Op::Scan(a, _) => vec![*a],
+        Op::CrossEntropy(a) | Op::CrossEntropyGrad(a) | Op::Quantile(a, _) => vec![*a],
+        Op::Gather(_) => axes(g, node.args[0]).to_vec(),
+        Op::ScatterAdd(a) => vec![*a],
+        Op::Read(_)
+        | Op::Const(_)
+        | Op::Iota(_)
+        | Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Select
+        | Op::Cast(_)
+        | Op::StopGradient
+        | Op::StraightThrough
+        | Op::Broadcast
+        | Op::Shift(..)
+        | Op::Random { .. }
+        | Op::Attend(_)
+        | Op::AttendLse(_)
+        | Op::AttendGrad(..) => Vec::new(),
+    }
+}
+
+/// Whether a row kernel over these axes can compute a node, operands aside.
+pub(super) fn row_legal(g: &Graph, n: NodeId, outer: &[AxisId]) -> Result<(), String> {
+    let node = &g.nodes[n.0 as usize];
+    let name = |a: &AxisId| g.axes[a.0 as usize].name.clone();
+    if let Some(axis) = touched(g, n).iter().find(|a| outer.contains(a)) {
+        return Err(format!("needs the whole axis `{}`, but rows run along it", name(axis)));
+    }
+    match &node.op {
+        Op::Shift(axis, _) if !outer.contains(axis) => {
+            Err(format!("shifts along `{}`, which is no row axis", name(axis)))
+        }
+        Op::Gather(_) => {
+            let index = axes(g, node.args[1]);
+            if index.len() == outer.len() && index.iter().all(|a| outer.contains(a)) {
+                Ok(())
+            } else {
+                Err("gathers with an index that is not one per row".to_string())
+            }
+        }
+        // Random numbers are counted along the type's own order.
+        Op::Random { .. } if node.ty.axes.get(..outer.len()) != Some(outer) => {
+            Err("counts its elements across the rows".to_string())
+        }
+        Op::Dot(_) | Op::ScatterAdd(_) | Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) | Op::Quantile(..) => {
+            Err("is a kernel of its own".to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Places of the operands' axes of an epilogue op, from those of its result.
+fn epilogue_operand(g: &Graph, frame: &Frame, n: NodeId, digits: &Digits) -> Result<Digits, String> {
+    let node = &g.nodes[n.0 as usize];
+    match &node.op {
+        op if is_elementwise(op) => Ok(digits.clone()),
+        Op::Const(_) => Ok(Digits::new()),
+        Op::Iota(a) => match digits.get(a) {
+            _ if size(g, *a) == 1 => Ok(Digits::new()),
+            Some(d) if d.stride == 1 && d.size == frame.group(d.place).size => Ok(Digits::new()),
+            _ => Err("counts along a part of an index".to_string()),
+        },
+        Op::Rename(from, to) => Ok(renamed(digits, *to, *from)),
+        Op::Split(from, to) => {
+            let mut out = digits.clone();
+            let real: Vec<_> = to.iter().copied().filter(|a| size(g, *a) != 1).collect();
+            to.iter().for_each(|a| {
+                out.remove(a);
+            });
+            if let Some(whole) = joined(digits, &real) {
+                out.insert(*from, whole?);
+            }
+            Ok(out)
+        }
+        Op::Merge(from, to) => {
+            let mut out = digits.clone();
+            let Some(whole) = out.remove(to) else { return Ok(out) };
+            let mut stride = whole.stride;
+            for a in from.iter().rev() {
+                let n = size(g, *a);
+                if n != 1 {
+                    out.insert(*a, Digit { place: whole.place, stride, size: n });
+                }
+                stride *= n;
+            }
+            Ok(out)
+        }
+        _ => Err("is neither element-wise nor a relabelling".to_string()),
+    }
+}
+
+/// Places of a relabelling's result, from those of its operand.
+pub(super) fn relabelled(g: &Graph, n: NodeId, digits: &Digits) -> Result<Digits, String> {
+    let node = &g.nodes[n.0 as usize];
+    match &node.op {
+        Op::Rename(from, to) => Ok(renamed(digits, *from, *to)),
+        Op::Split(from, to) => {
+            let mut out = digits.clone();
+            let Some(whole) = out.remove(from) else { return Ok(out) };
+            let mut stride = whole.stride;
+            for a in to.iter().rev() {
+                let n = size(g, *a);
+                if n != 1 {
+                    out.insert(*a, Digit { place: whole.place, stride, size: n });
+                }
+                stride *= n;
+            }
+            Ok(out)
+        }
+        Op::Merge(from, to) => {
+            let mut out = digits.clone();
+            from.iter().for_each(|a| {
+                out.remove(a);
+            });
+            let real: Vec<_> = from.iter().copied().filter(|a| size(g, *a) != 1).collect();
+            if let Some(whole) = joined(digits, &real) {
+                out.insert(*to, whole?);
+            }
+            Ok(out)
+        }
+        _ => Err("is neither element-wise nor a relabelling".to_string()),
+    }
+}
+
+fn renamed(digits: &Digits, from: AxisId, to: AxisId) -> Digits {
+    digits.iter().map(|(a, d)| (if *a == from { to } else { *a }, *d)).collect()
+}
+
+/// The one digit that neighbouring digits (outermost first) make up.
+fn joined(digits: &Digits, axes: &[AxisId]) -> Option<Result<Digit, String>> {
+    let last = digits.get(axes.last()?)?;
+    let mut whole = Digit { size: 1, ..*last };
+    for axis in axes.iter().rev() {
+        match digits.get(axis) {
+            Some(d) if d.place == whole.place && d.stride == whole.stride * whole.size => whole.size *= d.size,
+            _ => return Some(Err("merges indices that are no neighbours".to_string())),
+        }
+    }
+    Some(Ok(whole))
+}
+
+/// True when the axes of a node cover the whole index space.
+pub(super) fn covers(frame: &Frame, digits: &Digits) -> bool {
+    frame.places().into_iter().all(|place: Place| {
+        let product: usize = digits.values().filter(|d| d.place == place).map(|d| d.size).product();
+        product == frame.group(place).size
+    })
+}
+
+/// Elements of a node.
+pub(super) fn elements(g: &Graph, n: NodeId) -> usize {
+    numel(g, axes(g, n))
+}

@@ -1,0 +1,132 @@
+//! Launch order, and which effects may be written in place.
+//!
+//! *Takes* lowered kernels; *gives* an order in which every value is written before it is read and every buffer is read before it is
+//! written, or the effects that have to wait; *promises* to keep the order of the graph's nodes where data allow.
+
+use super::lower::{Lowered, Memory};
+use crate::graph::ir::{BufferId, Effect, Op};
+use crate::kernel::{Access, Kernel};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The order, or effects whose buffer is still read while or after their kernel runs.
+pub(super) enum Ordered {
+    /// Positions into the list of kernels.
+    Order(Vec<usize>),
+    /// Effects by number.
+    Wait(BTreeSet<usize>),
+}
+
+/// Orders kernels. `waiting` effects are applied by kernels of their own already.
+pub(super) fn order(kernels: &[Lowered], effects: &[Effect], waiting: &BTreeSet<usize>) -> Result<Ordered, String> {
+    let uses: Vec<_> = kernels.iter().map(|k| k.kernel.accesses()).collect();
+    let mut wait = BTreeSet::new();
+    for kernel in kernels {
+        for e in kernel.effects.iter().filter(|e| !waiting.contains(e)) {
+            if !in_place(kernel, effects[*e].buffer) {
+                wait.insert(*e);
+            }
+        }
+    }
+    if !wait.is_empty() {
+        return Ok(Ordered::Wait(wait));
+    }
+    let edges = edges(kernels, &uses, effects);
+    let n = kernels.len();
+    let mut left: Vec<usize> = vec![0; n];
+    let mut next: Vec<Vec<usize>> = vec![Vec::new(); n];
+    for (before, after) in &edges {
+        left[*after] += 1;
+        next[*before].push(*after);
+    }
+    let mut ready: BTreeSet<(u32, usize)> = (0..n).filter(|i| left[*i] == 0).map(|i| (kernels[i].key, i)).collect();
+    let mut out = Vec::with_capacity(n);
+    while let Some((_, i)) = ready.pop_first() {
+        out.push(i);
+        for j in &next[i] {
+            left[*j] -= 1;
+            if left[*j] == 0 {
+                ready.insert((kernels[*j].key, *j));
+            }
+        }
+    }
+    if out.len() == n {
+        return Ok(Ordered::Order(out));
+    }
+    // A cycle: some kernel writes a buffer that another, later one still has to read. Let one such effect wait.
+    let stuck = |i: usize| left[i] > 0;
+    for (i, kernel) in kernels.iter().enumerate().filter(|(i, _)| stuck(*i)) {
+        for e in kernel.effects.iter().filter(|e| !waiting.contains(e)) {
+            let buffer = effects[*e].buffer;
+            let read = |(j, _): &(usize, &Lowered)| *j != i && stuck(*j) && reads(kernels, &uses, *j, buffer);
+            if kernels.iter().enumerate().any(|k| read(&k)) {
+                return Ok(Ordered::Wait(BTreeSet::from([*e])));
+            }
+        }
+    }
+    Err("kernels wait for each other".to_string())
+}
+
+/// (before, after) pairs.
+fn edges(kernels: &[Lowered], uses: &[Vec<Access>], effects: &[Effect]) -> BTreeSet<(usize, usize)> {
+    let mut out = BTreeSet::new();
+    let mut writer: BTreeMap<Memory, usize> = BTreeMap::new();
+    for (i, kernel) in kernels.iter().enumerate() {
+        for (slot, access) in kernel.args.iter().zip(&uses[i]) {
+            if *access != Access::Read && !matches!(slot.memory, Memory::Buffer(_)) {
+                writer.insert(slot.memory, i);
+            }
+        }
+    }
+    for (i, kernel) in kernels.iter().enumerate() {
+        for (slot, access) in kernel.args.iter().zip(&uses[i]) {
+            if let (Access::Read, Some(w)) = (access, writer.get(&slot.memory)) {
+                out.insert((*w, i));
+            }
+        }
+    }
+    // Buffers: readers before the first writer, writers in effect order.
+    let mut writers: BTreeMap<BufferId, Vec<(usize, usize)>> = BTreeMap::new();
+    for (i, kernel) in kernels.iter().enumerate() {
+        let direct = |e: &&usize| kernel.args.iter().any(|s| s.memory == Memory::Buffer(effects[**e].buffer));
+        for e in kernel.effects.iter().filter(direct) {
+            let list = writers.entry(effects[*e].buffer).or_default();
+            if !list.iter().any(|(_, k)| *k == i) {
+                list.push((*e, i));
+            }
+        }
+    }
+    for (buffer, mut list) in writers {
+        list.sort_unstable();
+        for pair in list.windows(2) {
+            out.insert((pair[0].1, pair[1].1));
+        }
+        let all: BTreeSet<_> = list.iter().map(|(_, i)| *i).collect();
+        for j in (0..kernels.len()).filter(|j| !all.contains(j) && reads(kernels, uses, *j, buffer)) {
+            out.insert((j, list[0].1));
+        }
+    }
+    out
+}
+
+fn reads(kernels: &[Lowered], uses: &[Vec<Access>], i: usize, buffer: BufferId) -> bool {
+    let here = |(s, a): (&super::lower::Slot, &Access)| s.memory == Memory::Buffer(buffer) && *a != Access::Write;
+    kernels[i].args.iter().zip(&uses[i]).any(here)
+}
+
+/// Whether a kernel that writes a buffer reads it, if at all, only at the place it writes.
+fn in_place(kernel: &Lowered, buffer: BufferId) -> bool {
+    let mine: Vec<_> =
+        kernel.args.iter().enumerate().filter(|(_, s)| s.memory == Memory::Buffer(buffer)).map(|(i, _)| i).collect();
+    if mine.len() > 1 {
+        return false;
+    }
+    match (&kernel.kernel, mine.first()) {
+        (Kernel::Row(row), Some(arg)) => !row.graph.nodes.iter().any(|n| {
+            // Other rows of it are read.
+            let source = n.args.first().map(|a| &row.graph.nodes[a.0 as usize].op);
+            matches!(n.op, Op::Shift(..) | Op::Gather(_)) && source == Some(&Op::Read(BufferId(*arg as u32)))
+        }),
+        (Kernel::Gemm(_), Some(arg)) => *arg >= 2,
+        _ => true,
+    }
+}

@@ -1,0 +1,74 @@
+//! Tests of the schedule: kernels run by their descriptions give what the interpreter gives for the whole graph.
+
+mod models;
+mod small;
+
+use super::{Options, Scheduled, reference, schedule_with};
+use crate::graph::interpret::{Contents, Tensor, interpret};
+use crate::graph::ir::{BufferKind, DType, Graph};
+use crate::graph::scalar;
+
+/// Contents for every buffer that a graph could read: floats in -1..1 rounded to the buffer's dtype, integers below `below`.
+pub(super) fn contents(g: &Graph, below: &[(&str, i32)]) -> Contents {
+    let mut state = 12345u64;
+    let mut next = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as f64 / (1u64 << 31) as f64
+    };
+    let mut out = Contents::new();
+    for buffer in &g.buffers {
+        let dims: Vec<_> = buffer.ty.axes.iter().map(|a| g.axes[a.0 as usize].size).collect();
+        let most = below.iter().find(|(n, _)| *n == buffer.name).map_or(7, |(_, m)| *m);
+        let t = Tensor::from_fn(&dims, |_| match buffer.ty.dtype {
+            DType::F32 | DType::Bf16 | DType::F16 => scalar::cast(next() * 2.0 - 1.0, buffer.ty.dtype),
+            DType::I32 | DType::I8 => (next() * f64::from(most)).floor(),
+            DType::Bool => f64::from(next() < 0.5),
+        });
+        if buffer.kind != BufferKind::Const && buffer.kind != BufferKind::Output {
+            out.insert(buffer.name.clone(), t);
+        }
+    }
+    out
+}
+
+/// Checks both the fused and the unfused schedule against the interpreter; gives the fused one.
+pub(super) fn same(g: &Graph, inputs: &Contents, tolerance: f64) -> Scheduled {
+    let expected = interpret(g, inputs).unwrap();
+    let mut fused = None;
+    for fuse in [false, true] {
+        let s = schedule_with(g, &Options { fuse }).unwrap();
+        compare(g, &s, inputs, &expected, tolerance);
+        fused = Some(s);
+    }
+    fused.unwrap()
+}
+
+/// Runs a schedule and compares every buffer that the graph writes.
+pub(super) fn compare(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Contents, tolerance: f64) {
+    let got = reference::run(s, inputs).unwrap_or_else(|e| panic!("{}: {e}", g.name));
+    for effect in &g.effects {
+        let name = &g.buffers[effect.buffer.0 as usize].name;
+        let (x, y) = (&got[name], &expected[name]);
+        assert_eq!(x.dims, y.dims, "{name}");
+        let scale = y.data.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
+        for (i, (a, b)) in x.data.iter().zip(&y.data).enumerate() {
+            let off = (a - b).abs();
+            assert!(off <= tolerance * scale, "{}: {name}[{i}] is {a}, expected {b} (scale {scale})\n{}", g.name, listing(s));
+        }
+    }
+}
+
+/// All kernels as text.
+pub(super) fn listing(s: &Scheduled) -> String {
+    let mut out = String::new();
+    for (i, step) in s.steps.iter().enumerate() {
+        let nodes: Vec<_> = step.nodes.iter().map(|n| n.0).collect();
+        out += &format!("--- {i} nodes {nodes:?} args {:?}\n{}", step.args.iter().map(|a| (a.memory, a.offset)).collect::<Vec<_>>(), step.kernel.text());
+    }
+    out
+}
+
+/// Families in launch order.
+pub(super) fn families(s: &Scheduled) -> Vec<&'static str> {
+    s.steps.iter().map(|x| x.kernel.family()).collect()
+}

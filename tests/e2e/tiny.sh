@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# models/tiny.golf as a user would run it: the whole job, bits over thread counts, kills and resumes, receipts, bad input.
+# usage: tiny.sh GOLFC   (prints one line per check; exits 1 at the first that fails)
+set -euo pipefail
+golfc=$(realpath "$1")
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+passed=0
+ok() { passed=$((passed + 1)); echo "ok $passed - $*"; }
+fail() { echo "FAILED: $*" >&2; exit 1; }
+# expect CODE TEXT COMMAND...: the command exits with CODE, says TEXT (a grep -E pattern) and does not panic.
+expect() {
+  local code=$1 text=$2 got=0; shift 2
+  "$@" >out.txt 2>&1 || got=$?
+  [ "$got" -eq "$code" ] || { cat out.txt >&2; fail "exit code $got instead of $code: $*"; }
+  grep -qE "$text" out.txt || { cat out.txt >&2; fail "does not say '$text': $*"; }
+  ! grep -qE "panicked|RUST_BACKTRACE" out.txt || { cat out.txt >&2; fail "panic: $*"; }
+  ok "$(basename "$1") ${*:2} -> $code"
+}
+
+# Text: this repository's own pages and sources.
+mkdir text
+cp "$root"/*.md "$root"/LICENSE "$root"/models/*.golf "$root"/grammar/src/*.rs "$root"/runtime/src/*.rs text/
+"$golfc" data --tokenizer bytes --out data text >/dev/null
+"$golfc" "$root/models/tiny.golf" -o tiny
+ok "compiles ($(stat -c %s tiny) bytes)"
+[ "$(stat -c %s tiny)" -lt 30000000 ] || fail "executable of 30 MB or more"
+ldd tiny | awk '{print $1}' | grep -vE '^(linux-vdso|libc|libm|libgcc_s|/lib64/ld-linux)' && fail "links more than libc, libm, libgcc_s" || ok "links libc, libm, libgcc_s only"
+mkdir empty && (cd empty && env -i ../tiny info >/dev/null) && ok "runs in an empty directory with an empty environment"
+
+steps=${STEPS:-60}
+for t in 1 2 3; do
+  ./tiny train --data data --out "run$t" --seed 7 --steps "$steps" --threads "$t" >/dev/null
+  ./tiny pack --out "run$t" --threads "$t" >/dev/null
+  ./tiny score --data data --out "run$t" --threads "$t" >/dev/null
+done
+for f in weights.safetensors artifact.golfa nll.f32 receipt.jsonl; do
+  cmp "run1/$f" "run2/$f" && cmp "run1/$f" "run3/$f" || fail "$f differs over --threads 1, 2, 3"
+done
+ok "same bits with 1, 2 and 3 threads"
+grep -q '"val_bpb"' run1/submission.json && [ -s run1/README.md ] && [ -s run1/curve.svg ] && ok "report written"
+
+# Twenty kills, at steps and at byte offsets of checkpoint writes, then the same bits as undisturbed.
+seed=${KILL_SEED:-$RANDOM}
+echo "kill seed $seed"
+RANDOM=$seed
+mode=
+for i in $(seq 20); do
+  if [ $((i % 2)) -eq 0 ]; then point="kill:step:$((i * steps / 21 + RANDOM % 2))"; else point="kill:checkpoint:$((RANDOM * 64))"; fi
+  GOLF_FAILPOINT=$point ./tiny train --data data --out killed --seed 7 --steps "$steps" --checkpoint-every 0 $mode >/dev/null 2>&1 && fail "$point did not kill" || true
+  if [ -d killed/checkpoint ] && ls killed/checkpoint/* >/dev/null 2>&1; then mode=--resume; else mode=--overwrite; fi
+done
+./tiny train --data data --out killed --seed 7 --steps "$steps" $mode >/dev/null
+cmp run1/weights.safetensors killed/weights.safetensors && ok "twenty kills, then resumed to the same bits"
+
+# Receipts.
+expect 0 "level c passed" ./tiny verify --out run1 --data data --replay
+cp run1/receipt.jsonl receipt.good
+damage() { cp receipt.good run1/receipt.jsonl; "$@" run1/receipt.jsonl; expect 1 "receipt.jsonl" ./tiny verify --out run1; }
+damage sed -i '3s/"bytes":[0-9]/"bytes":9/'
+damage sed -i '3d'
+damage sed -i '3p'
+damage sed -i '2{h;d};3{G}'
+damage sed -i '$d'
+cp receipt.good run1/receipt.jsonl
+
+# Bad input: one clear message, the right exit code.
+expect 2 "holds a run" ./tiny train --data data --out run1 --steps 1
+expect 1 "no such file" ./tiny train --data nowhere --out new1 --steps 1
+expect 2 "unexpected argument" ./tiny train --nonsense
+cp -r data truncated; for f in truncated/fineweb_train_*.bin; do truncate -s -3 "$f"; done
+expect 1 "fineweb_train_" ./tiny train --data truncated --out new2 --steps 1
+cp -r data large; for f in large/fineweb_train_*.bin; do printf '\xff\xff' | dd of="$f" bs=1 seek=2048 conv=notrunc status=none; done
+expect 1 "vocab" ./tiny train --data large --out new3 --steps 1
+cp run1/artifact.golfa flipped.golfa; printf '\xaa' | dd of=flipped.golfa bs=1 seek=5000 conv=notrunc status=none
+expect 1 "damaged|checksum" ./tiny score --data data --out new4 --artifact flipped.golfa
+
+: > empty.golf; head -c 10000000 /dev/urandom > noise.golf; printf '%0.s(' $(seq 100000) > brackets.golf
+expect 1 "empty" "$golfc" empty.golf -o x
+expect 1 "UTF-8|1 MB|large" "$golfc" noise.golf -o x
+expect 1 "nest" "$golfc" brackets.golf -o x
+expect 1 "no such file|cannot read" "$golfc" nowhere.golf -o x
+sed 's/rms_norm(/rms_nrom(/' "$root/models/tiny.golf" > typo.golf
+expect 1 "rms_norm" "$golfc" typo.golf -o x
+[ ! -e x ] || fail "a failed compilation left an executable"
+"$golfc" "$root/models/tiny.golf" --emit=graph=- | head -1 >/dev/null && ok "closed stdout ends quietly"
+
+# Reproducible: another directory, one thread.
+mkdir other && cp "$root/models/tiny.golf" other/ && (cd other && "$golfc" tiny.golf -j 1 -o ../tiny2)
+cmp tiny tiny2 && ok "byte-identical from another directory with one thread"
+echo
+echo "$passed passed, 0 failed"
