@@ -260,9 +260,8 @@ impl Session {
     }
 
     fn zero(&mut self, prefix: &str) {
-        let segment = self.launcher.memory_mut().segment_mut(Segment::Grad);
-        for &(start, end) in self.gradients.get(prefix).into_iter().flatten() {
-            segment[start..end].fill(0);
+        if let Some(ranges) = self.gradients.get(prefix) {
+            self.launcher.zero(Segment::Grad, ranges);
         }
     }
 

@@ -8,17 +8,31 @@ use std::time::Instant;
 
 use crate::data::{ByteTable, ValStream};
 use crate::error::{Error, Result};
+use crate::plan::Program;
 use crate::report::Record;
 use crate::report::record::Validation;
 use crate::run::Run;
+
+/// Tokens looked at before training begins.
+const CHECKED: u64 = 1 << 23;
+
+/// Opens the validation stream of a program. Errors (exit 1): no shards, no tokenizer or not this program's, too few tokens.
+fn open(p: &Program, data: &Path) -> Result<ValStream> {
+    let (table, _) = ByteTable::open(data, p.vocab)?;
+    ValStream::open(data, &p.evaluate.data, p.evaluate.window, table)
+}
+
+/// Finds out before training whether validation will be possible after it.
+pub fn check(p: &Program, data: &Path) -> Result<()> {
+    open(p, data)?.stream().check(CHECKED)
+}
 
 /// Scores the first `evaluate.limit` targets and records the result as `final`, `(step, of)` being training's place.
 pub fn validate(run: &mut Run, data: &Path, (step, of): (u64, u64), train_ms: f64) -> Result<()> {
     let begin = Instant::now();
     let code = run.session.code().clone();
     let p = &code.program;
-    let (table, _) = ByteTable::open(data, p.vocab)?;
-    let val = ValStream::open(data, &p.evaluate.data, p.evaluate.window, table)?;
+    let val = open(p, data)?;
     let summary = val.summary(p.evaluate.limit)?;
     let sum = nll(run, &val, summary.targets)?;
     let loss = sum / summary.targets as f64;

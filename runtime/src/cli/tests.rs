@@ -291,3 +291,62 @@ fn bench_reports_times_work_and_memory() {
         "{out}"
     );
 }
+
+/// Train, pack, score, adapt, verify; the same bits for any number of threads; what was tampered with is refused.
+#[test]
+fn the_whole_job_has_the_same_bits_on_any_number_of_threads() {
+    let dir = Dir::new();
+    let files = ["weights.safetensors", "artifact.golfa", "nll.f32", "receipt.jsonl"];
+    let read = |out: &str| files.map(|f| std::fs::read(dir.path(out).join(f)).unwrap());
+    for threads in ["1", "2", "3"] {
+        let (code, out, err) =
+            dir.run(&format!("all --data . --seed 3 --steps 10 --threads {threads} --out {threads}"));
+        assert!(code == 0 && out.contains("adapted val_loss:"), "{out}{err}");
+        assert!(read("1") == read(threads), "{threads} threads");
+    }
+    for args in ["verify --out 1", "verify --out 1 --data .", "verify --out 1 --data . --replay"] {
+        let (code, out, err) = dir.run(args);
+        assert_eq!(code, 0, "{args}: {out}{err}");
+    }
+    for file in ["submission.json", "README.md", "curve.svg", "metrics.jsonl"] {
+        assert!(std::fs::metadata(dir.path("1").join(file)).unwrap().len() > 0, "{file}");
+    }
+    let artifact = dir.path("1").join("artifact.golfa");
+    let mut bytes = std::fs::read(&artifact).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&artifact, bytes).unwrap();
+    let (code, _, err) = dir.run("score --data . --out 1");
+    assert!(code == 1 && err.contains("artifact.golfa"), "{err}");
+}
+
+/// Bad data is told before any work, with the file's name and the place in it.
+#[test]
+fn bad_data_is_refused_before_training() {
+    type Harm = fn(&Path);
+    let cases: [(&str, Harm, &str); 6] = [
+        ("fineweb_train_000000.bin", |p| truncate(p, 1500), "fineweb_train_000000.bin"),
+        ("fineweb_train_000001.bin", |p| overwrite(p, 1024 + 40, &[4, 1]), "byte 1064: token 260 is not below"),
+        ("fineweb_val_000000.bin", |p| overwrite(p, 1024 + 40, &[4, 1]), "byte 1064: token 260 is not below"),
+        ("fineweb_val_000000.bin", |p| overwrite(p, 0, &[9]), "fineweb_val_000000.bin"),
+        ("fineweb_val_000000.bin", |p| std::fs::remove_file(p).unwrap(), "no shard named fineweb_val_*.bin"),
+        ("tokenizer.bytes", |p| std::fs::remove_file(p).unwrap(), "tokenizer"),
+    ];
+    for (file, harm, why) in cases {
+        let dir = Dir::new();
+        harm(&dir.path(file));
+        let (code, out, err) = dir.run(&format!("{TRAIN} --out o --steps 2"));
+        assert!(code == 1 && err.contains(why) && out.is_empty(), "{file}: {code} {out}{err}");
+        assert!(!dir.path("o").exists(), "{file}");
+    }
+}
+
+fn truncate(path: &Path, to: u64) {
+    std::fs::File::options().write(true).open(path).unwrap().set_len(to).unwrap();
+}
+
+fn overwrite(path: &Path, at: usize, with: &[u8]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    std::fs::write(path, bytes).unwrap();
+}

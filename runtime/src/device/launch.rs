@@ -4,7 +4,7 @@
 //! *promises* calls in the plan's order, each complete before the next, results independent of the number of threads, and a
 //! time account per kernel.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::code::Code;
@@ -28,6 +28,12 @@ struct Private(*mut u8);
 // SAFETY: `Pool::run` never runs two tasks with one thread number at the same time, and each scratch is used under one number.
 unsafe impl Sync for Private {}
 
+impl Private {
+    fn start(&self) -> *mut u8 {
+        self.0
+    }
+}
+
 /// One call's argument pointers.
 struct Args<'a>(&'a [*mut u8]);
 
@@ -48,7 +54,9 @@ pub struct Launcher {
     tier: usize,
     memory: Memory,
     pool: Pool,
-    scratch: Vec<Block>,
+    /// One block per thread, kept for `private`, which points into them.
+    _scratch: Vec<Block>,
+    private: Vec<Private>,
     timings: Vec<Timing>,
     args: Vec<*mut u8>,
 }
@@ -72,12 +80,13 @@ impl Launcher {
         memory.segment_mut(Segment::Const).copy_from_slice(&v.constants);
         let pool = Pool::new(threads).map_err(|e| Error::machine(format!("cannot start {threads} threads: {e}")))?;
         let private = v.kernels.iter().map(|k| k.scratch.max(builtin_scratch(k.builtin.as_ref()))).max().unwrap_or(0);
-        let scratch = (0..pool.threads())
+        let mut scratch = (0..pool.threads())
             .map(|_| Block::new(private as usize))
             .collect::<std::io::Result<Vec<_>>>()
             .map_err(|e| Error::machine(format!("out of memory for the threads' scratch of {}: {e}", mb(private))))?;
+        let private = scratch.iter_mut().map(|b| Private(b.bytes_mut().as_mut_ptr())).collect();
         let timings = vec![Timing::default(); v.kernels.len()];
-        Ok(Launcher { code, variant, tier, memory, pool, scratch, timings, args: Vec::new() })
+        Ok(Launcher { code, variant, tier, memory, pool, _scratch: scratch, private, timings, args: Vec::new() })
     }
 
     /// The variant this runs.
@@ -115,6 +124,25 @@ impl Launcher {
         self.timings.fill(Timing::default());
     }
 
+    /// Zeroes byte ranges (start, end) of a segment, on all threads. Panics outside the segment.
+    pub fn zero(&mut self, segment: Segment, ranges: &[(usize, usize)]) {
+        /// Bytes zeroed by one task.
+        const PIECE: usize = 1 << 20;
+        let whole = self.memory.segment_mut(segment);
+        let mut pieces: Vec<Mutex<&mut [u8]>> = Vec::new();
+        let (mut rest, mut at) = (whole, 0);
+        for &(start, end) in ranges {
+            let (head, tail) = rest.split_at_mut(end - at);
+            pieces.extend(head[start - at..].chunks_mut(PIECE).map(Mutex::new));
+            (rest, at) = (tail, end);
+        }
+        self.pool.run(pieces.len() as u32, &|_, task| {
+            if let Ok(mut piece) = pieces[task as usize].lock() {
+                piece.fill(0);
+            }
+        });
+    }
+
     /// Runs graph `index` of the variant. Panics if there is none.
     pub fn run(&mut self, index: usize) {
         let code = self.code.clone();
@@ -132,21 +160,19 @@ impl Launcher {
         self.args.clear();
         self.args.extend(call.args.iter().map(|place| address(bases, place)));
         let kernel = &code.program.variants[self.variant].kernels[call.kernel as usize];
-        let private: Vec<Private> = self.scratch.iter_mut().map(|b| Private(b.bytes_mut().as_mut_ptr())).collect();
-        let args = Args(&self.args);
-        let args = &args;
+        let (args, private) = (&Args(&self.args), &self.private);
         match (&kernel.builtin, code.entry(self.variant, self.tier, call.kernel as usize)) {
             (Some(Builtin::Quantile { n, q }), _) => {
                 let (n, q) = (*n as usize, *q);
                 self.pool.run(call.tasks, &|thread, task| {
                     // SAFETY: the plan promises x f32 [tasks, n] and out f32 [tasks] (checked against the segments' sizes
                     // when it was loaded); rows are disjoint; the scratch has room for one row.
-                    unsafe { quantile(args, n, q, task as usize, private[thread].0.cast()) }
+                    unsafe { quantile(args, n, q, task as usize, private[thread].start().cast()) }
                 });
             }
             (None, Some(entry)) => self.pool.run(call.tasks, &|thread, task| {
                 // SAFETY: `Code::new`'s caller promised that this is sound for tasks of this call.
-                unsafe { entry(task, args.pointers(), private[thread].0) }
+                unsafe { entry(task, args.pointers(), private[thread].start()) }
             }),
             (None, None) => unreachable!("Code::new checked that every kernel has an entry"),
         }

@@ -18,8 +18,14 @@ const POINTS: usize = 800;
 pub fn svg(entries: &[Entry]) -> Option<String> {
     let steps: Vec<&Step> =
         entries.iter().filter_map(|e| if let Record::Step(s) = &e.record { Some(s) } else { None }).collect();
-    let scores: Vec<&Validation> =
-        entries.iter().filter_map(|e| if let Record::Validation(v) = &e.record { Some(v) } else { None }).collect();
+    let mut scores: Vec<&Validation> = Vec::new();
+    for e in entries {
+        if let Record::Validation(v) = &e.record {
+            // A score taken again replaces the older one.
+            scores.retain(|old| old.name != v.name);
+            scores.push(v);
+        }
+    }
     let start = entries.iter().find_map(|e| if let Record::Run(s) = &e.record { Some(s) } else { None });
     let last = steps.last()?;
     let losses = || steps.iter().map(|s| s.loss).chain(scores.iter().map(|v| v.loss)).filter(|l| l.is_finite());
@@ -44,8 +50,14 @@ pub fn svg(entries: &[Entry]) -> Option<String> {
     text(&mut out, (AREA.0, 30.0), "start", "font-size=\"19\" font-weight=\"600\" fill=\"#1b1f24\"", &title);
     let sub = start.map_or(String::new(), |s| {
         format!(
-            "{} parameters · {} tokens a step · seed {} · {} {}",
-            s.parameters, last.tokens, s.seed, s.device, s.precision
+            "{} parameters · {} steps of {} tokens in {:.0} s · seed {} · {} {}",
+            s.parameters,
+            last.step,
+            last.tokens,
+            last.train_ms / 1e3,
+            s.seed,
+            s.device,
+            s.precision
         )
     });
     text(&mut out, (AREA.0, 50.0), "start", "fill=\"#59636e\"", &sub);

@@ -28,9 +28,13 @@ use crate::report::ledger;
 use crate::report::record::Start;
 use crate::run::{self, Mode, Run, machine, start};
 use crate::signals::Signals;
+use crate::validate;
 
 /// Seed when none is given: the challenge's.
 pub const SEED: u64 = 1337;
+
+/// Training tokens looked at before training begins; the others are checked as they are read.
+const CHECKED: u64 = 1 << 23;
 
 /// What the command line asks of training.
 #[derive(Clone, Debug)]
@@ -65,6 +69,8 @@ pub fn train(session: Session, request: &Request, signals: Signals, faults: Faul
     let code = session.code().clone();
     let p = &code.program;
     let stream = TokenStream::open(&request.data, &p.train.data, p.vocab)?;
+    stream.check(CHECKED)?;
+    validate::check(p, &request.data)?;
     let data = fingerprint(&stream)?;
     let loader = Loader::new(stream, p.train.batch, p.train.ranks, p.train.seq)?;
     let resuming = run::prepare(&request.out, request.mode)?;
