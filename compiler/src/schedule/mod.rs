@@ -17,11 +17,13 @@ mod cluster;
 mod contract;
 mod fuse;
 mod layout;
+mod lift;
 mod lower;
 mod lower_gemm;
 mod lower_row;
 pub mod memory;
 mod order;
+pub mod plan;
 mod prepare;
 pub mod reference;
 mod store;
@@ -64,6 +66,8 @@ pub enum Memory {
     Buffer(BufferId),
     /// An entry of [`Scheduled::values`].
     Value(u32),
+    /// A table entry with these f32 bits (only after [`plan::plan`] made kernels of different layers equal).
+    Constant(u32),
 }
 
 /// An argument of a kernel.

@@ -112,10 +112,18 @@ pub fn run(s: &Scheduled, inputs: &Contents) -> Outcome<Contents> {
             .args
             .iter()
             .map(|a| {
-                let base = place[&a.memory];
-                Pointer { offset: base.offset + a.offset, ..base }
+                let base = match (place.get(&a.memory), a.memory) {
+                    (Some(p), _) => *p,
+                    (None, Memory::Constant(bits)) => {
+                        let p = heap.add(4);
+                        heap.store(p, DType::F32, 0, f64::from(f32::from_bits(bits)))?;
+                        p
+                    }
+                    (None, other) => return Err(format!("{other:?} has no memory")),
+                };
+                Ok(Pointer { offset: base.offset + a.offset, ..base })
             })
-            .collect();
+            .collect::<Outcome<_>>()?;
         kernel(&step.kernel, &args, &mut heap).map_err(|why| format!("step {i}: {why}\n{}", step.kernel.text()))?;
     }
     let mut out = Contents::new();

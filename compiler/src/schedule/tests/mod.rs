@@ -53,7 +53,12 @@ pub(super) fn compare(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Co
         let scale = y.data.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
         for (i, (a, b)) in x.data.iter().zip(&y.data).enumerate() {
             let off = (a - b).abs();
-            assert!(off <= tolerance * scale, "{}: {name}[{i}] is {a}, expected {b} (scale {scale})\n{}", g.name, listing(s));
+            assert!(
+                off <= tolerance * scale,
+                "{}: {name}[{i}] is {a}, expected {b} (scale {scale})\n{}",
+                g.name,
+                listing(s)
+            );
         }
     }
 }
@@ -63,7 +68,11 @@ pub(super) fn listing(s: &Scheduled) -> String {
     let mut out = String::new();
     for (i, step) in s.steps.iter().enumerate() {
         let nodes: Vec<_> = step.nodes.iter().map(|n| n.0).collect();
-        out += &format!("--- {i} nodes {nodes:?} args {:?}\n{}", step.args.iter().map(|a| (a.memory, a.offset)).collect::<Vec<_>>(), step.kernel.text());
+        out += &format!(
+            "--- {i} nodes {nodes:?} args {:?}\n{}",
+            step.args.iter().map(|a| (a.memory, a.offset)).collect::<Vec<_>>(),
+            step.kernel.text()
+        );
     }
     out
 }

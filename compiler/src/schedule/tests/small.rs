@@ -104,7 +104,13 @@ fn product_with_epilogue_is_one_kernel() {
 #[test]
 fn products_of_all_orientations() {
     for swap in [false, true] {
-        for (xt, wt, ot) in [(false, false, false), (true, false, false), (false, true, false), (false, false, true), (true, true, true)] {
+        for (xt, wt, ot) in [
+            (false, false, false),
+            (true, false, false),
+            (false, true, false),
+            (false, false, true),
+            (true, true, true),
+        ] {
             let mut s = Small::new(2, 7, 6, 5);
             let f = s.b.axis("f", 3, AxisRole::Plain).unwrap();
             let order = |a: AxisId, b: AxisId, flip: bool| if flip { vec![b, a] } else { vec![a, b] };
@@ -290,7 +296,10 @@ fn quantiser_like() {
 fn reductions_of_all_kinds() {
     let mut s = Small::new(2, 9, 40, 200);
     let x = s.input("x", &[s.bt, s.t, s.d]);
-    for (i, over) in [vec![s.d], vec![s.t], vec![s.bt], vec![s.t, s.d], vec![s.bt, s.t, s.d], vec![s.bt, s.d]].into_iter().enumerate() {
+    for (i, over) in [vec![s.d], vec![s.t], vec![s.bt], vec![s.t, s.d], vec![s.bt, s.t, s.d], vec![s.bt, s.d]]
+        .into_iter()
+        .enumerate()
+    {
         for r in [Reduce::Sum, Reduce::Max, Reduce::Min] {
             let y = s.b.reduce(r, x, &over).unwrap();
             s.out(&format!("o{i}{r:?}"), y);

@@ -1,0 +1,348 @@
+//! The plan of one precision: kernels without duplicates, memory with every offset fixed.
+//!
+//! *Takes* the graphs of a program, its parameters and states; *gives* a [`Variant`] and the kernels to generate code for; *promises* one layout of the
+//! state and gradient segments for all graphs, scratch blocks that overlap only when their uses do not, and the same plan for the same
+//! program.
+
+use super::memory::{self, ALIGN, Block};
+use super::{Error, Memory, Scheduled, Step, lift, schedule};
+use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
+use crate::kernel::{Access, Kernel, LaunchArg, plan_dtype};
+use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Segment, Variant};
+use std::collections::BTreeMap;
+
+/// Memory of a running executable besides segments and thread scratch: code, plan, heap and stacks of the runtime. Measured with VmHWM on
+/// a training run of a small model (x86-64, glibc 2.36), bytes.
+pub const OVERHEAD: u64 = 16 << 20;
+
+/// A parameter or a state of the program, in layout order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateBuffer {
+    /// Name.
+    pub name: String,
+    /// Storage dtype at this precision.
+    pub dtype: DType,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Initial value.
+    pub init: Init,
+    /// For parameters: group tag, and whether it is declared unused.
+    pub param: Option<(String, bool)>,
+}
+
+/// A plan with what code generation and `--explain` need.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The plan.
+    pub variant: Variant,
+    /// Distinct kernels; code has to be generated for all but host routines.
+    pub kernels: Vec<Kernel>,
+    /// For each entry of [`Variant::kernels`]: the kernel and the entry point it is.
+    pub entries: Vec<(usize, &'static str)>,
+    /// Graphs as kernels, in plan order.
+    pub graphs: Vec<Scheduled>,
+    /// For each graph and step: the kernel it runs.
+    pub steps: Vec<Vec<usize>>,
+}
+
+/// Makes the plan of a precision. `states`: parameters first, then optimiser states and averages.
+pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result<Planned, Error> {
+    let mut scheduled = graphs.iter().map(schedule).collect::<Result<Vec<_>, _>>()?;
+    let mut steps: Vec<&mut Step> = scheduled.iter_mut().flat_map(|s| s.steps.iter_mut()).collect();
+    lift::lift(&mut steps);
+    let mut p = Planner::new(precision, states);
+    for s in &scheduled {
+        p.buffers(s)?;
+    }
+    let mut all = Vec::new();
+    for s in &scheduled {
+        all.push(p.graph(s)?);
+    }
+    let Planner { mut variant, kernels, entries, constants, .. } = p;
+    variant.constants = constants.bytes;
+    Ok(Planned { variant, kernels, entries, graphs: scheduled, steps: all })
+}
+
+/// Peak resident memory of a process that trains with this plan, bytes.
+pub fn predicted_rss(v: &Variant, threads: u64) -> u64 {
+    let scratch = v.graphs.iter().map(|g| g.scratch).max().unwrap_or(0);
+    let private = v.kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
+    v.state_bytes + v.grad_bytes + scratch + 2 * v.constants.len() as u64 + threads * private + OVERHEAD
+}
+
+/// The constant segment under construction.
+#[derive(Default)]
+struct Constants {
+    bytes: Vec<u8>,
+    known: BTreeMap<Vec<u8>, u64>,
+}
+
+impl Constants {
+    /// Offset of some content.
+    fn add(&mut self, content: Vec<u8>) -> u64 {
+        if let Some(at) = self.known.get(&content) {
+            return *at;
+        }
+        let at = self.bytes.len().next_multiple_of(ALIGN as usize);
+        self.bytes.resize(at, 0);
+        self.bytes.extend_from_slice(&content);
+        self.known.insert(content, at as u64);
+        at as u64
+    }
+}
+
+struct Planner {
+    variant: Variant,
+    kernels: Vec<Kernel>,
+    known: BTreeMap<String, usize>,
+    entries: Vec<(usize, &'static str)>,
+    /// First entry of each kernel.
+    first: Vec<u32>,
+    /// State and gradient buffers by name.
+    shared: BTreeMap<String, Buffer>,
+    constants: Constants,
+}
+
+impl Planner {
+    fn new(precision: &str, states: &[StateBuffer]) -> Planner {
+        let mut p = Planner {
+            variant: Variant {
+                precision: precision.to_string(),
+                state: Vec::new(),
+                state_init: Vec::new(),
+                state_bytes: 0,
+                grads: Vec::new(),
+                grad_bytes: 0,
+                constants: Vec::new(),
+                params: Vec::new(),
+                kernels: Vec::new(),
+                graphs: Vec::new(),
+            },
+            kernels: Vec::new(),
+            known: BTreeMap::new(),
+            entries: Vec::new(),
+            first: Vec::new(),
+            shared: BTreeMap::new(),
+            constants: Constants::default(),
+        };
+        for s in states {
+            let index = p.variant.state.len() as u32;
+            let place = Place { segment: Segment::State, offset: p.variant.state_bytes };
+            let buffer = Buffer { name: s.name.clone(), dtype: plan_dtype(s.dtype), shape: s.shape.clone(), place };
+            p.variant.state_bytes = (place.offset + buffer.bytes() as u64).next_multiple_of(ALIGN);
+            p.shared.insert(s.name.clone(), buffer.clone());
+            p.variant.state.push(buffer);
+            match &s.param {
+                Some((group, unused)) => p.variant.params.push(Param {
+                    buffer: index,
+                    init: s.init.clone(),
+                    group: group.clone(),
+                    unused: *unused,
+                }),
+                None => p.variant.state_init.push((index, s.init.clone())),
+            }
+        }
+        p
+    }
+
+    /// Finds or places the buffers that graphs share.
+    fn buffers(&mut self, s: &Scheduled) -> Result<(), Error> {
+        let g = &s.graph;
+        for b in &g.buffers {
+            let shape: Vec<_> = b.ty.axes.iter().map(|a| g.axes[a.0 as usize].size).collect();
+            let dtype = plan_dtype(b.ty.dtype);
+            match b.kind {
+                BufferKind::Input | BufferKind::Output | BufferKind::Const => continue,
+                BufferKind::Param | BufferKind::State | BufferKind::Grad => {}
+            }
+            if let Some(known) = self.shared.get(&b.name) {
+                if known.dtype != dtype || known.shape != shape {
+                    let why = format!(
+                        "the buffer `{}` is {:?} {:?} here and {:?} {:?} elsewhere",
+                        b.name, dtype, shape, known.dtype, known.shape
+                    );
+                    return Err(Error::new(&g.name, why));
+                }
+                continue;
+            }
+            if b.kind != BufferKind::Grad {
+                return Err(Error::new(&g.name, format!("the buffer `{}` is no declared state", b.name)));
+            }
+            let place = Place { segment: Segment::Grad, offset: self.variant.grad_bytes };
+            let buffer = Buffer { name: b.name.clone(), dtype, shape, place };
+            self.variant.grad_bytes = (place.offset + buffer.bytes() as u64).next_multiple_of(ALIGN);
+            self.shared.insert(b.name.clone(), buffer.clone());
+            self.variant.grads.push(buffer);
+        }
+        Ok(())
+    }
+
+    /// Number of a kernel; new ones get entries.
+    fn kernel(&mut self, k: &Kernel) -> usize {
+        let text = k.text();
+        if let Some(known) = self.known.get(&text) {
+            return *known;
+        }
+        let index = self.kernels.len();
+        self.known.insert(text, index);
+        self.first.push(self.entries.len() as u32);
+        let symbol = k.symbol();
+        for launch in k.launches() {
+            self.entries.push((index, launch.entry));
+            let (name, builtin) = match k {
+                Kernel::Host(h) => (symbol.clone(), Some(h.builtin.clone())),
+                _ => (format!("{symbol}_{}", launch.entry), None),
+            };
+            let family = if launch.entry.starts_with("pack") { "pack" } else { k.family() };
+            self.variant.kernels.push(plan::Kernel {
+                symbol: name,
+                family: family.to_string(),
+                flops: launch.flops,
+                bytes: launch.bytes,
+                scratch: launch.scratch.next_multiple_of(ALIGN),
+                builtin,
+            });
+        }
+        self.kernels.push(k.clone());
+        index
+    }
+
+    /// Places the scratch of a graph and writes its calls. Gives the kernel of each step.
+    fn graph(&mut self, s: &Scheduled) -> Result<Vec<usize>, Error> {
+        let used: Vec<usize> = s.steps.iter().map(|step| self.kernel(&step.kernel)).collect();
+        let spans = Spans::of(s);
+        let (offsets, total) = memory::place(&spans.blocks);
+        let scratch = |i: usize| Place { segment: Segment::Scratch, offset: offsets[i] };
+        let mut calls = Vec::new();
+        for (i, step) in s.steps.iter().enumerate() {
+            let mut places = Vec::new();
+            for arg in &step.args {
+                let base = match arg.memory {
+                    Memory::Value(v) => scratch(spans.values[v as usize]),
+                    Memory::Constant(bits) => self.constant(bits.to_le_bytes().to_vec()),
+                    Memory::Buffer(b) => match spans.buffers.get(&b) {
+                        Some(block) => scratch(*block),
+                        None => self.buffer(&s.graph, b)?,
+                    },
+                };
+                places.push(Place { offset: base.offset + arg.offset, ..base });
+            }
+            for (j, launch) in step.kernel.launches().into_iter().enumerate() {
+                let args = launch
+                    .args
+                    .iter()
+                    .map(|a| match a {
+                        LaunchArg::Arg(n) => places[*n],
+                        LaunchArg::Temp(n) => scratch(spans.temps[i][*n]),
+                    })
+                    .collect();
+                calls.push(Call { kernel: self.first[used[i]] + j as u32, tasks: launch.tasks, args });
+            }
+        }
+        let listed = |kind: BufferKind| -> Vec<Buffer> {
+            let mine = s.graph.buffers.iter().enumerate().filter(|(_, b)| b.kind == kind);
+            mine.map(|(i, b)| Buffer {
+                name: b.name.clone(),
+                dtype: plan_dtype(b.ty.dtype),
+                shape: b.ty.axes.iter().map(|a| s.graph.axes[a.0 as usize].size).collect(),
+                place: scratch(spans.buffers[&BufferId(i as u32)]),
+            })
+            .collect()
+        };
+        let (inputs, outputs) = (listed(BufferKind::Input), listed(BufferKind::Output));
+        self.variant.graphs.push(GraphPlan { name: s.graph.name.clone(), calls, inputs, outputs, scratch: total });
+        Ok(used)
+    }
+
+    fn constant(&mut self, content: Vec<u8>) -> Place {
+        Place { segment: Segment::Const, offset: self.constants.add(content) }
+    }
+
+    /// A buffer that is not in scratch.
+    fn buffer(&mut self, g: &Graph, id: BufferId) -> Result<Place, Error> {
+        let b = &g.buffers[id.0 as usize];
+        if let Some(shared) = self.shared.get(&b.name) {
+            return Ok(shared.place);
+        }
+        match g.constants.get(&id) {
+            Some(values) => Ok(self.constant(encode(b.ty.dtype, values))),
+            None => Err(Error::new(&g.name, format!("the table `{}` has no content", b.name))),
+        }
+    }
+}
+
+/// Table content in memory.
+fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(values.len() * dtype.bytes());
+    for x in values {
+        let x = crate::graph::scalar::cast(*x, dtype);
+        match dtype {
+            DType::F32 => out.extend((x as f32).to_le_bytes()),
+            DType::I32 => out.extend((x as i32).to_le_bytes()),
+            DType::Bf16 => out.extend(half::bf16::from_f64(x).to_le_bytes()),
+            DType::F16 => out.extend(half::f16::from_f64(x).to_le_bytes()),
+            DType::I8 => out.extend((x as i8).to_le_bytes()),
+            DType::Bool => out.push(u8::from(x != 0.0)),
+        }
+    }
+    out
+}
+
+/// Scratch blocks of a graph and what they are for.
+struct Spans {
+    blocks: Vec<Block>,
+    /// Block of each scratch value.
+    values: Vec<usize>,
+    /// Block of each input and output.
+    buffers: BTreeMap<BufferId, usize>,
+    /// Blocks of each step's temporaries.
+    temps: Vec<Vec<usize>>,
+}
+
+impl Spans {
+    fn of(s: &Scheduled) -> Spans {
+        let last = s.steps.len().saturating_sub(1);
+        let mut out = Spans { blocks: Vec::new(), values: Vec::new(), buffers: BTreeMap::new(), temps: Vec::new() };
+        for v in &s.values {
+            out.values.push(out.blocks.len());
+            let bytes = (v.numel * v.dtype.bytes()) as u64;
+            out.blocks.push(Block { bytes, first: usize::MAX, last: 0 });
+        }
+        for (i, b) in s.graph.buffers.iter().enumerate() {
+            // The host writes inputs before the first launch and reads outputs after the last.
+            let (first, last) = match b.kind {
+                BufferKind::Input => (0, 0),
+                BufferKind::Output => (usize::MAX, last),
+                BufferKind::Param | BufferKind::Grad | BufferKind::State | BufferKind::Const => continue,
+            };
+            let numel: usize = b.ty.axes.iter().map(|a| s.graph.axes[a.0 as usize].size).product();
+            out.buffers.insert(BufferId(i as u32), out.blocks.len());
+            out.blocks.push(Block { bytes: (numel * b.ty.dtype.bytes()) as u64, first, last });
+        }
+        for (i, step) in s.steps.iter().enumerate() {
+            for (arg, access) in step.args.iter().zip(step.kernel.accesses()) {
+                let block = match arg.memory {
+                    Memory::Value(v) => Some(out.values[v as usize]),
+                    Memory::Buffer(b) => out.buffers.get(&b).copied(),
+                    Memory::Constant(_) => None,
+                };
+                if let Some(block) = block.map(|b| &mut out.blocks[b]) {
+                    debug_assert!(
+                        block.first <= i || access != Access::Read,
+                        "step {i} reads memory before it is written"
+                    );
+                    block.first = block.first.min(i);
+                    block.last = block.last.max(i);
+                }
+            }
+            let temps = step.kernel.temps();
+            out.temps.push((0..temps.len()).map(|j| out.blocks.len() + j).collect());
+            out.blocks.extend(temps.into_iter().map(|bytes| Block { bytes, first: i, last: i }));
+        }
+        for block in &mut out.blocks {
+            // Never used: an output nobody writes.
+            block.first = block.first.min(block.last);
+        }
+        out
+    }
+}
