@@ -203,7 +203,7 @@ pub struct Kernel {
 /// Kernels the runtime itself provides.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Builtin {
-    /// args: x f32 [rows, n], out f32 [rows]; one task per row. The `q`-quantile of each row, linear interpolation.
+    /// args: x f32 \[rows, n\], out f32 \[rows\]; one task per row. The `q`-quantile of each row, linear interpolation.
     Quantile {
         /// Row length.
         n: u64,
@@ -333,14 +333,14 @@ pub struct Evaluate {
 /// All graphs of one precision.
 ///
 /// Graphs by name (buffers in parentheses; B, T as in [`Train`]/[`Evaluate`]):
-/// - `train.micro`: inputs `tokens` I32 [B,T], `targets` I32 [B,T], `scale` F32 [] (weight of one token's loss: 1 / tokens of
-///   the logical shard); output `nll` F32 [B,T]; adds to every `grad.NAME`.
+/// - `train.micro`: inputs `tokens` I32 \[B,T\], `targets` I32 \[B,T\], `scale` F32 \[\] (weight of one token's loss: 1 / tokens of
+///   the logical shard); output `nll` F32 \[B,T\]; adds to every `grad.NAME`.
 /// - `train.shard`: after the micro-batches of one logical shard: adds (clipped if `per shard`) `grad.*` / ranks to `total.*`;
-///   output `grad_norm` F32 []. The host zeroes `grad.*` before each shard and `total.*` before each step.
+///   output `grad_norm` F32 \[\]. The host zeroes `grad.*` before each shard and `total.*` before each step.
 ///   With `ranks = 1` there is no `total.*`: the graph clips `grad.*` in place.
 /// - `train.update`: reads the totals and the hypers, writes parameters and optimiser state; output `grad_norm` if the clip is here.
 /// - `average.NAME.update`, `average.NAME.finish`.
-/// - `score`: inputs `tokens`, `targets` [rows, window]; output `nll` F32 [rows, window].
+/// - `score`: inputs `tokens`, `targets` \[rows, window\]; output `nll` F32 \[rows, window\].
 /// - `adapt.micro` (as `train.micro`, T = window), `adapt.update` (clip, optimiser; state `adapt.*`).
 /// - `pack.NAME`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -190,7 +190,7 @@ fn builtin_scratch(builtin: Option<&Builtin>) -> u64 {
 /// Row `row` of [`Builtin::Quantile`].
 ///
 /// # Safety
-/// `args` are x f32 [rows, n] and out f32 [rows] with `row < rows`, row `row` of both used by nobody else; `scratch` has n f32.
+/// `args` are x f32 \[rows, n\] and out f32 \[rows\] with `row < rows`, row `row` of both used by nobody else; `scratch` has n f32.
 unsafe fn quantile(args: &Args<'_>, n: usize, q: f64, row: usize, scratch: *mut f32) {
     // SAFETY: the caller's promise; segments are 64-byte aligned and so are places.
     let (x, copy, out) = unsafe {

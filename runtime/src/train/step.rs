@@ -43,7 +43,7 @@ impl Graphs {
 pub struct Stepper {
     pub(super) graphs: Graphs,
     train: Train,
-    /// Set by [`Stepper::batch`] to be written before the graphs that take them.
+    /// Set by [`Stepper::set_clock`] to be written before the graphs that take them.
     hypers: Vec<(String, f32)>,
 }
 
