@@ -6,6 +6,7 @@ pub mod data;
 pub mod driver;
 pub mod graph;
 pub mod kernel;
+pub mod lang;
 #[cfg(feature = "mlir")]
 pub mod mlir;
 pub mod optim;

@@ -185,7 +185,10 @@ impl<'a> Assembler<'a> {
             let axes = axis_ids(b, &s.axes)?;
             let dtype = storage(s.dtype, self.precision);
             let buffer = b.buffer(&s.name, dtype, &axes, BufferKind::State)?;
-            b.assign(buffer, s.value)?;
+            // A state that the parameters of a rule share comes with every one of them, with the same value.
+            if !b.graph().effects.iter().any(|e| e.buffer == buffer && e.value == s.value) {
+                b.assign(buffer, s.value)?;
+            }
             if !self.states.iter().any(|old| old.name == s.name) {
                 self.states.push(State { dtype, ..s });
             }
