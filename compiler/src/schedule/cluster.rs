@@ -280,7 +280,7 @@ fn refuse(node: NodeId, why: &str) -> Refusal {
 pub(super) fn can_inline(op: &Op) -> bool {
     match op {
         Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Broadcast => true,
-        Op::Shift(..) | Op::StopGradient => true,
+        Op::Shift(..) | Op::StopGradient | Op::Concat(..) | Op::Pad { .. } | Op::Place(..) => true,
         op => is_move(op),
     }
 }

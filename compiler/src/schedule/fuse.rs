@@ -24,6 +24,9 @@ const SMALL: usize = 4096;
 const MOST_NODES: usize = 400;
 /// Clusters that look at the same memory are joined if their nodes are at most this far apart.
 const NEAR: u32 = 100;
+/// Large values that an epilogue reads at most. What reads more gains nothing from being an epilogue, and keeping epilogues alike over
+/// layers keeps the number of kernels small.
+const EPILOGUE_OPERANDS: usize = 1;
 /// A leaf is large for a value if it has more than 1/8 of its elements.
 const LARGE: usize = 8;
 
@@ -550,6 +553,13 @@ impl Fuse<'_> {
         }
         let mut walk = Walk::new(&self.c, c, Depth::New, &none);
         walk.operands(n, &digits)?;
+        if matches!(self.c.list[c].kind, Kind::Gemm { .. }) {
+            let mut bases: BTreeSet<_> = self.bases(n).into_iter().filter(|b| self.c.home(*b) != Some(c)).collect();
+            bases.extend(&self.c.list[c].bases);
+            if bases.len() > EPILOGUE_OPERANDS {
+                return Err(refuse("would make the epilogue read another large value"));
+            }
+        }
         self.needs(walk, n, c)
     }
 
@@ -632,7 +642,10 @@ impl Fuse<'_> {
         *self.count.entry(c).or_default() += 1;
         let buffers: Vec<_> = self.buffers(n).copied().collect();
         self.written.entry(c).or_default().extend(buffers);
-        let bases = self.bases(n).into_iter().filter(|b| self.c.home(*b) != Some(c)).collect::<Vec<_>>();
+        // Operands of an anchor are no operands of its epilogue.
+        let own = matches!(self.c.list[c].kind, Kind::Gemm { dot, .. } if dot == n);
+        let bases = if own { BTreeSet::new() } else { self.bases(n) };
+        let bases: Vec<_> = bases.into_iter().filter(|b| self.c.home(*b) != Some(c)).collect();
         deps.iter().for_each(|d| self.reach.add(c, *d));
         let cluster = &mut self.c.list[c];
         cluster.deps.extend(deps.into_iter().filter(|d| *d != c));

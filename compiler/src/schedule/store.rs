@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const LAUNCH: f64 = 20_000.0;
 /// Cost of one operation, in bytes.
 const OPERATION: f64 = 0.1;
+/// A value is large if it has more than 1/8 of the elements of the largest one around.
+const LARGE: usize = 8;
 /// Arguments of a row kernel and of an epilogue at most, when recomputing is what adds them.
 const MOST_ARGS: (usize, usize) = (48, 16);
 /// Values of a body at most, when recomputing is what adds them.
@@ -343,18 +345,23 @@ impl<'c, 'p> Store<'c, 'p> {
         good
     }
 
+    /// A kernel may compute more than before, but not read more large values, nor buffers that another one writes.
     fn acceptable(&self, c: usize, old: &Body, new: &Body) -> bool {
         let g = self.c.g();
         let volatile = |b: &Body| -> BTreeSet<NodeId> {
             let written = |n: &NodeId| buffer_of(g, *n).is_some_and(|b| self.written.contains(&b));
             b.reads.iter().copied().filter(written).collect()
         };
+        let elements = |n: &NodeId| numel(g, axes(g, *n));
+        let largest = new.reads.iter().chain(&old.reads).map(elements).max().unwrap_or(0);
+        let large = |b: &Body| b.reads.iter().filter(|n| elements(n) * LARGE > largest).count();
         let grew = new.reads.len() > old.reads.len();
         let most = match self.c.list[c].kind {
             Kind::Gemm { .. } => MOST_ARGS.1,
             _ => MOST_ARGS.0,
         };
         volatile(new).is_subset(&volatile(old))
+            && (!old.alive() || large(new) <= large(old))
             && !(grew && new.reads.len() + new.stored.len() + new.effects.len() > most)
             && !(new.order.len() > old.order.len() && new.order.len() > MOST_NODES)
     }

@@ -1,12 +1,14 @@
 //! Tests of the schedule: kernels run by their descriptions give what the interpreter gives for the whole graph.
 
 mod models;
+mod plans;
 mod small;
 
 use super::{Options, Scheduled, reference, schedule_with};
 use crate::graph::interpret::{Contents, Tensor, interpret};
 use crate::graph::ir::{BufferKind, DType, Graph};
 use crate::graph::scalar;
+use crate::kernel::Kernel;
 
 /// Contents for every buffer that a graph could read: floats in -1..1 rounded to the buffer's dtype, integers below `below`.
 pub(super) fn contents(g: &Graph, below: &[(&str, i32)]) -> Contents {
@@ -43,8 +45,23 @@ pub(super) fn same(g: &Graph, inputs: &Contents, tolerance: f64) -> Scheduled {
     fused.unwrap()
 }
 
+/// Every kernel is one that the emitters take.
+pub(super) fn emittable<'k>(kernels: impl Iterator<Item = &'k Kernel>) {
+    for k in kernels {
+        let taken = match k {
+            Kernel::Row(r) => r.check().and_then(|()| crate::kernel::row::lower::lower(r).map(|_| ())),
+            Kernel::Attend(a) => a.check(),
+            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Host(_) => Ok(()),
+        };
+        if let Err(why) = taken {
+            panic!("{why}\n{}", k.text());
+        }
+    }
+}
+
 /// Runs a schedule and compares every buffer that the graph writes.
 pub(super) fn compare(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Contents, tolerance: f64) {
+    emittable(s.steps.iter().map(|x| &x.kernel));
     let got = reference::run(s, inputs).unwrap_or_else(|e| panic!("{}: {e}", g.name));
     for effect in &g.effects {
         let name = &g.buffers[effect.buffer.0 as usize].name;

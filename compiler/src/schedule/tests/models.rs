@@ -226,7 +226,14 @@ impl Model {
         self.b.dot(z, down, &[self.f]).unwrap()
     }
 
-    fn block(&mut self, layer: usize, x: NodeId, x0: NodeId, v0: Option<NodeId>, ve: Option<NodeId>) -> (NodeId, NodeId) {
+    fn block(
+        &mut self,
+        layer: usize,
+        x: NodeId,
+        x0: NodeId,
+        v0: Option<NodeId>,
+        ve: Option<NodeId>,
+    ) -> (NodeId, NodeId) {
         let name = |s: &str| format!("blocks.{layer}.{s}");
         let mix = self.param(&name("resid_mix"), &[self.two, self.d]);
         let attn_scale = self.param(&name("attn_scale"), &[self.d]);
@@ -390,7 +397,13 @@ fn full_size_kernel_counts() {
     eprintln!("nodes {}", g.nodes.len());
     let start = std::time::Instant::now();
     let s = schedule(&g).unwrap();
-    eprintln!("micro {} kernels {:?} row {} gemm {}", s.steps.len(), start.elapsed(), count(&s, "row"), count(&s, "gemm"));
+    eprintln!(
+        "micro {} kernels {:?} row {} gemm {}",
+        s.steps.len(),
+        start.elapsed(),
+        count(&s, "row"),
+        count(&s, "gemm")
+    );
     std::fs::write("/tmp/micro.txt", listing(&s)).unwrap();
     std::fs::write("/tmp/micro.graph", crate::graph::text::print(&s.graph)).unwrap();
 }
