@@ -3,15 +3,16 @@
 //! *Takes* a kernel description and the bytes of its arguments; *gives* the arguments after all launches ran; *promises* to do what the
 //! runtime does (launches in order, any task order: here descending), on poisoned temporaries and scratch, and to notice writes beyond the end of any buffer.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::object::{self, Job};
-use super::sys::{Aligned, Library};
+use super::sys::{Aligned, Library, Place};
 use super::tier::Tier;
-use crate::kernel::{Kernel, Launch, LaunchArg};
+use crate::kernel::{Kernel, LaunchArg};
 
 /// Compiled kernels, loaded.
 pub struct Loaded {
@@ -55,7 +56,7 @@ impl Loaded {
 
     /// Runs one symbol over hand-made arguments.
     pub fn call(&self, symbol: &str, tasks: u32, args: &mut [Vec<u8>], scratch: usize) -> Result<(), String> {
-        let order: Vec<usize> = (0..args.len()).collect();
+        let order: Vec<Place> = (0..args.len()).map(|buffer| Place { buffer, offset: 0 }).collect();
         let mut memory: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
         let mut scratch = Aligned::poisoned(scratch);
         self.library.run(symbol, (0..tasks as u64).rev(), &mut memory, &order, &mut scratch)?;
@@ -66,10 +67,9 @@ impl Loaded {
 
     /// Runs all launches of a kernel that was built for `tier` (see [`Tier::of_kernel`]).
     pub fn run(&self, kernel: &Kernel, tier: Tier, args: &mut [Vec<u8>]) -> Result<(), String> {
-        let mut memory = Memory::new(kernel, args);
-        for launch in &kernel.launches() {
-            self.launch(kernel, tier, launch, &mut memory)?;
-        }
+        let mut memory = Memory::of(args);
+        let all: Vec<(usize, u64)> = (0..args.len()).map(|i| (i, 0)).collect();
+        self.step(kernel, tier, &mut memory, &all, &mut |_, _| ())?;
         copy_back(&memory.buffers, args);
         Ok(())
     }
@@ -82,48 +82,62 @@ impl Loaded {
         args: &[Vec<u8>],
         repeats: usize,
     ) -> Result<Vec<(&'static str, Duration)>, String> {
-        let mut memory = Memory::new(kernel, args);
-        let launches = kernel.launches();
-        let mut best: Vec<_> = launches.iter().map(|l| (l.entry, Duration::MAX)).collect();
+        let mut memory = Memory::of(args);
+        let all: Vec<(usize, u64)> = (0..args.len()).map(|i| (i, 0)).collect();
+        let mut best: BTreeMap<usize, (&'static str, Duration)> = BTreeMap::new();
         for _ in 0..repeats {
-            for (launch, best) in launches.iter().zip(&mut best) {
-                let start = Instant::now();
-                self.launch(kernel, tier, launch, &mut memory)?;
-                best.1 = best.1.min(start.elapsed());
-            }
+            let mut number = 0;
+            self.step(kernel, tier, &mut memory, &all, &mut |entry, time| {
+                let known = best.entry(number).or_insert((entry, time));
+                known.1 = known.1.min(time);
+                number += 1;
+            })?;
         }
-        Ok(best)
+        Ok(best.into_values().collect())
     }
 
-    fn launch(&self, kernel: &Kernel, tier: Tier, launch: &Launch, memory: &mut Memory) -> Result<(), String> {
-        let symbol = super::cpu::symbol(kernel, launch.entry, tier);
-        let place = |a: &LaunchArg| match a {
-            LaunchArg::Arg(i) => *i,
-            LaunchArg::Temp(i) => memory.args + i,
-        };
-        let order: Vec<usize> = launch.args.iter().map(place).collect();
-        if memory.scratch.bytes().len() != launch.scratch as usize {
-            memory.scratch = Aligned::poisoned(launch.scratch as usize);
+    /// Runs all launches of a kernel on buffers of `memory`: argument i starts `args[i].1` bytes into buffer `args[i].0`. `done` hears of
+    /// every launch and its time.
+    pub(super) fn step(
+        &self,
+        kernel: &Kernel,
+        tier: Tier,
+        memory: &mut Memory,
+        args: &[(usize, u64)],
+        done: &mut dyn FnMut(&'static str, Duration),
+    ) -> Result<(), String> {
+        let tier = tier.of_kernel(kernel);
+        let fixed = memory.buffers.len();
+        memory.buffers.extend(kernel.temps().iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
+        for launch in &kernel.launches() {
+            let symbol = super::cpu::symbol(kernel, launch.entry, tier);
+            let place = |a: &LaunchArg| match a {
+                LaunchArg::Arg(i) => Place { buffer: args[*i].0, offset: args[*i].1 as usize },
+                LaunchArg::Temp(i) => Place { buffer: fixed + i, offset: 0 },
+            };
+            let order: Vec<Place> = launch.args.iter().map(place).collect();
+            memory.scratch.grow(launch.scratch as usize);
+            let start = Instant::now();
+            let tasks = (0..launch.tasks as u64).rev();
+            self.library.run(&symbol, tasks, &mut memory.buffers, &order, &mut memory.scratch)?;
+            done(launch.entry, start.elapsed());
+            check_guards(&symbol, &memory.buffers, &memory.scratch)?;
         }
-        let tasks = (0..launch.tasks as u64).rev();
-        self.library.run(&symbol, tasks, &mut memory.buffers, &order, &mut memory.scratch)?;
-        check_guards(&symbol, &memory.buffers, &memory.scratch)
+        memory.buffers.truncate(fixed);
+        Ok(())
     }
 }
 
-/// What the launches of one kernel work on.
-struct Memory {
-    /// Arguments, then temporaries.
-    buffers: Vec<Aligned>,
-    args: usize,
+/// Buffers that kernels work on, and one thread's scratch.
+pub(super) struct Memory {
+    pub(super) buffers: Vec<Aligned>,
     scratch: Aligned,
 }
 
 impl Memory {
-    fn new(kernel: &Kernel, args: &[Vec<u8>]) -> Memory {
-        let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
-        buffers.extend(kernel.temps().iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
-        Memory { buffers, args: args.len(), scratch: Aligned::poisoned(0) }
+    /// Copies of the given contents.
+    pub(super) fn of(contents: &[Vec<u8>]) -> Memory {
+        Memory { buffers: contents.iter().map(|a| Aligned::of(a)).collect(), scratch: Aligned::poisoned(0) }
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod cpu;
 pub mod elementwise;
 pub mod emit;
+pub mod execute;
 pub mod jit;
 pub mod math;
 pub mod memory;

@@ -324,6 +324,13 @@ impl Drop for Llvm {
 /// A generated kernel function, see `golf_runtime::plan::KernelFn`.
 pub type Function = unsafe extern "C" fn(task: u64, args: *const *mut u8, scratch: *mut u8);
 
+/// An argument of [`Library::run`]: bytes from the start of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) buffer: usize,
+    pub(super) offset: usize,
+}
+
 /// A shared library of generated kernels, loaded into this process: how tests and `golfc`'s own checks run what was compiled.
 pub struct Library {
     raw: Raw,
@@ -353,7 +360,7 @@ impl Library {
         symbol: &str,
         tasks: impl Iterator<Item = u64>,
         args: &mut [Aligned],
-        order: &[usize],
+        order: &[Place],
         scratch: &mut Aligned,
     ) -> Result<(), String> {
         let name = text(symbol);
@@ -365,7 +372,12 @@ impl Library {
         // SAFETY: every symbol golfc generates has this type.
         let function: Function = unsafe { std::mem::transmute::<Raw, Function>(found) };
         let base: Vec<*mut u8> = args.iter_mut().map(|a| a.as_mut_ptr()).collect();
-        let pointers: Vec<*mut u8> = order.iter().map(|&i| base[i]).collect();
+        let inside = order.iter().all(|p| p.offset <= args[p.buffer].bytes);
+        if !inside {
+            return Err(format!("{symbol} is passed memory outside its buffer"));
+        }
+        // SAFETY: each offset is inside its buffer, as just checked.
+        let pointers: Vec<*mut u8> = order.iter().map(|p| unsafe { base[p.buffer].add(p.offset) }).collect();
         for task in tasks {
             // SAFETY: pointers are live, aligned and exclusively borrowed for the call; sizes as promised above.
             unsafe { function(task, pointers.as_ptr(), scratch.as_mut_ptr()) };
@@ -416,6 +428,13 @@ impl Aligned {
         let all =
             unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * 64) };
         &mut all[..bytes]
+    }
+
+    /// Makes it exactly `bytes` long, poisoned anew unless it already is.
+    pub fn grow(&mut self, bytes: usize) {
+        if self.bytes != bytes {
+            *self = Aligned::poisoned(bytes);
+        }
     }
 
     /// False if something was written beyond the end.
