@@ -42,7 +42,10 @@ pub(super) fn same(g: &Graph, inputs: &Contents, tolerance: f64) -> Scheduled {
         compare(g, &s, inputs, &expected, tolerance);
         fused = Some(s);
     }
-    fused.unwrap()
+    let fused = fused.unwrap();
+    #[cfg(feature = "mlir")]
+    generated(g, &fused, inputs, &expected, tolerance.max(1e-5));
+    fused
 }
 
 /// Every kernel is one that the emitters take.
@@ -59,10 +62,30 @@ pub(super) fn emittable<'k>(kernels: impl Iterator<Item = &'k Kernel>) {
     }
 }
 
-/// Runs a schedule and compares every buffer that the graph writes.
+/// Runs a schedule by its descriptions and compares every buffer that the graph writes.
 pub(super) fn compare(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Contents, tolerance: f64) {
     emittable(s.steps.iter().map(|x| &x.kernel));
     let got = reference::run(s, inputs).unwrap_or_else(|e| panic!("{}: {e}", g.name));
+    close(g, s, &got, expected, tolerance);
+}
+
+/// Runs a schedule as generated code, on every tier that this machine has.
+#[cfg(feature = "mlir")]
+pub(super) fn generated(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Contents, tolerance: f64) {
+    use crate::mlir::{execute::Executable, jit, object, tier::Tier};
+    if s.steps.iter().any(|step| matches!(step.kernel, crate::kernel::Kernel::Host(_))) {
+        return;
+    }
+    let tiers = if g.compute == DType::F32 { &Tier::ALL[..1] } else { &Tier::ALL[..] };
+    for tier in tiers.iter().filter(|t| jit::available(**t)) {
+        let options = object::Options { threads: 1, cache: None };
+        let run = Executable::new(s, *tier, &options).and_then(|x| x.run(inputs));
+        let (got, _) = run.unwrap_or_else(|e| panic!("{} on {tier:?}: {e}", g.name));
+        close(g, s, &got, expected, tolerance);
+    }
+}
+
+fn close(g: &Graph, s: &Scheduled, got: &Contents, expected: &Contents, tolerance: f64) {
     for effect in &g.effects {
         let name = &g.buffers[effect.buffer.0 as usize].name;
         let (x, y) = (&got[name], &expected[name]);
