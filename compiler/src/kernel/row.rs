@@ -23,6 +23,8 @@ pub mod eval;
 pub mod loops;
 pub mod lower;
 pub mod pieces;
+#[cfg(test)]
+pub mod random;
 pub mod run;
 #[cfg(test)]
 pub mod samples;

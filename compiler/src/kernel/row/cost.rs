@@ -15,7 +15,7 @@ pub struct Costs<'a> {
     values: &'a Values<'a>,
     keep: &'a BTreeSet<Val>,
     invariant: &'a BTreeSet<Val>,
-    /// Vector evaluations per task.
+    /// Elements computed per task. A uniform value costs as much as a vector.
     times: BTreeMap<Val, usize>,
 }
 
@@ -47,7 +47,8 @@ impl<'a> Costs<'a> {
     /// The value whose keeping saves most.
     pub fn best(&self) -> Option<Val> {
         let mut best: Option<(usize, Val)> = None;
-        for (&v, &times) in &self.times {
+        for (&v, &elements) in &self.times {
+            let times = elements.div_ceil(LANES);
             if self.keep.contains(&v) {
                 continue;
             }

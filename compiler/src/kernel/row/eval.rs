@@ -85,6 +85,7 @@ pub struct Evaluator<'a> {
     known: BTreeMap<Level, Known>,
     outer_memo: Memo,
     memo: Memo,
+    stored: HashMap<(Mem, Affine), Id>,
 }
 
 type Made = Result<Id, Request>;
@@ -113,6 +114,7 @@ impl<'a> Evaluator<'a> {
             known: BTreeMap::new(),
             outer_memo: HashMap::new(),
             memo: HashMap::new(),
+            stored: HashMap::new(),
         }
     }
 
@@ -123,6 +125,7 @@ impl<'a> Evaluator<'a> {
         self.body.clear();
         self.trace = Trace::default();
         self.memo.clear();
+        self.stored.clear();
         self.known.retain(|level, _| *level <= Level::Row);
     }
 
@@ -159,7 +162,7 @@ impl<'a> Evaluator<'a> {
         Ok(id)
     }
 
-    /// Computes a value even though it is kept, so that it can be stored; later uses in this nest share it.
+    /// Computes a value even though it is kept, so that it can be stored.
     pub fn root(&mut self, v: Val, env: &Env) -> Made {
         let key = self.key(v, env)?;
         let id = self.compute(v, env)?;
@@ -167,11 +170,9 @@ impl<'a> Evaluator<'a> {
         Ok(id)
     }
 
-    /// Makes `id` the value of `v` at these positions for the rest of the nest.
-    pub fn set(&mut self, v: Val, env: &Env, id: Id) -> Result<(), Request> {
-        let key = self.key(v, env)?;
-        self.remember(key, id);
-        Ok(())
+    /// Notes that this nest stores `id`: loads of the same elements become `id`.
+    pub fn stored(&mut self, mem: Mem, at: Affine, id: Id) {
+        self.stored.insert((mem, at), id);
     }
 
     fn key(&self, v: Val, env: &Env) -> Result<(Val, Vec<Affine>), Request> {
@@ -327,7 +328,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn merge(&mut self, v: Val, from: &[AxisId], to: AxisId, env: &Env) -> Made {
-        if let Some(layout) = self.layout(v) {
+        if let Some(layout) = self.view(v) {
             if let Some((at, foreign)) = layout.address(self, env) {
                 return Ok(self.load(layout.mem, at, self.values.get(v).lane, foreign, layout.source));
             }
@@ -369,7 +370,12 @@ impl<'a> Evaluator<'a> {
         let source = self.index(&source);
         let inside = self.clamp(source, size);
         env.insert(axis, Affine::var(Var::Value(inside), 1));
-        let moved = self.value(x, &env)?;
+        // Scratch has no other rows: what cannot be computed here on the way has to be kept after the shift.
+        let moved = self.value(x, &env).map_err(|request| match request {
+            Request::Keep(_) => Request::Keep(v),
+            Request::Cut { dim, at, .. } => Request::Cut { dim, at, value: v },
+            other => other,
+        })?;
         let valid = self.push(Inst::Binary(Binary::Eq, source, inside), Lane::Bool);
         let zero = self.zero(lane);
         Ok(self.push(Inst::Select(valid, moved, zero), lane))
@@ -396,6 +402,9 @@ impl<'a> Evaluator<'a> {
 
     fn load(&mut self, mem: Mem, at: Affine, lane: Lane, foreign: bool, v: Val) -> Id {
         self.trace.loads.push((mem, at.clone(), foreign));
+        if let Some(&id) = self.stored.get(&(mem, at.clone())) {
+            return id;
+        }
         // The content of scratch, and of arguments that are also written, changes from row to row.
         let least = match mem {
             Mem::Arg(n) if !self.values.in_place(n) => Level::Task,
@@ -456,13 +465,17 @@ impl<'a> Evaluator<'a> {
         id
     }
 
-    /// How a value lies in memory if it is a view of an argument or of scratch.
+    /// How a value lies in memory if it is an argument, kept, or a view of such.
     fn layout(&self, v: Val) -> Option<Layout> {
-        let value = self.values.get(v);
         if let Some(slot) = self.kept.slots.get(&v) {
             let strides = slot.strides.iter().copied().collect();
             return Some(Layout { mem: Mem::Scratch(slot.scratch), offset: 0, strides, source: v });
         }
+        self.view(v)
+    }
+
+    fn view(&self, v: Val) -> Option<Layout> {
+        let value = self.values.get(v);
         let of = |i: usize| self.layout(value.args[i]);
         match &value.kind {
             Kind::Read(n) => {

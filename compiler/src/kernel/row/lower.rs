@@ -411,6 +411,9 @@ fn write(e: &mut Evaluator, values: &Values, items: &[Item], group: &Group) -> R
             }
         };
         if let Some((mem, at)) = piece.store.clone() {
+            if matches!(item.role, Role::Keep) {
+                e.stored(mem, at.clone(), id);
+            }
             stores.push(Store { mem, at, value: id, add, depth });
         }
     }

@@ -8,7 +8,7 @@ use super::{Row, RowArg};
 use crate::autodiff;
 use crate::graph::build::{Builder, Made};
 use crate::graph::interpret::{Contents, Tensor, interpret};
-use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, NodeId, Op};
+use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, NodeId, Op, Unary};
 use std::collections::BTreeMap;
 
 /// What a buffer is filled with.
@@ -569,6 +569,76 @@ pub fn puzzle(s: Sizes) -> Sample {
     body.finish("puzzle")
 }
 
+/// Every element-wise op on every kind of value it takes, one output each.
+pub fn ops(s: Sizes) -> Sample {
+    let mut body = Body::tokens(s);
+    let d = body.axis("d", s.heads * s.dim);
+    let axes = body.rows(&[d]);
+    let x = body.activation("x", &[d]);
+    let y = body.input("y", s.dtype, &[d], Fill::Positive);
+    let p = body.input("p", DType::F32, &axes, Fill::Positive);
+    let i = body.input("i", DType::I32, &axes, Fill::Below(1000));
+    let j = body.input("j", DType::I32, &[d], Fill::Below(9));
+    let c = body.input("c", DType::I8, &axes, Fill::Below(100));
+    let h = body.input("h", DType::F16, &axes, Fill::Real);
+    let f = body.input("f", DType::Bool, &axes, Fill::Below(2));
+    let b = &mut body.b;
+    let down = b.int(500);
+    let k = b.sub(i, down).unwrap();
+    let one = b.int(1);
+    let j = b.add(j, one).unwrap();
+    let mut out: Vec<(NodeId, DType)> = vec![];
+    for op in crate::graph::ops::UNARY {
+        let of = match op {
+            Unary::Not => vec![f],
+            Unary::Log | Unary::Sqrt | Unary::Rsqrt | Unary::Recip => vec![p],
+            Unary::Neg | Unary::Abs | Unary::Sign => vec![x, k],
+            _ => vec![x],
+        };
+        for a in of {
+            let v = b.unary(op, a).unwrap();
+            out.push((v, DType::F32));
+        }
+    }
+    for op in crate::graph::ops::BINARY {
+        let of = match op {
+            Binary::Pow => vec![(p, x)],
+            Binary::And | Binary::Or | Binary::Xor => vec![(k, j), (f, f)],
+            Binary::Shl | Binary::Shr => vec![(k, j)],
+            _ => vec![(x, y), (k, j)],
+        };
+        for (u, v) in of {
+            let v = b.binary(op, u, v).unwrap();
+            out.push((v, DType::F32));
+        }
+    }
+    for to in [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::I8, DType::Bool] {
+        let scaled = b.mul_const(x, 100.0).unwrap();
+        for v in [x, scaled, k, c, h, f] {
+            let v = b.cast(v, to).unwrap();
+            out.push((v, DType::F32));
+        }
+    }
+    let v = b.select(f, x, y).unwrap();
+    out.push((v, DType::Bf16));
+    let v = b.select(f, k, j).unwrap();
+    out.push((v, DType::I32));
+    let mut done = vec![];
+    for (n, (v, float)) in out.into_iter().enumerate() {
+        if done.contains(&v) {
+            continue;
+        }
+        done.push(v);
+        let dtype = match body.b.dtype(v) {
+            DType::F32 => float,
+            other => other,
+        };
+        let v = body.b.broadcast(v, &axes).unwrap();
+        body.output(&format!("out{n}"), dtype, &axes, v);
+    }
+    body.finish("ops")
+}
+
 /// All bodies at one size.
 pub fn all(s: Sizes) -> Vec<Sample> {
     vec![
@@ -616,6 +686,28 @@ impl Rng {
 }
 
 impl Sample {
+    /// The same body on memory with gaps and offsets; every second argument is stored in the opposite order.
+    pub fn spread(&self) -> Sample {
+        let mut sample = self.clone();
+        sample.name += " spread";
+        for i in 0..sample.row.args.len() {
+            let sizes = self.sizes(i);
+            let arg = &mut sample.row.args[i];
+            if arg.per_task {
+                continue;
+            }
+            arg.offset = 3 + i as i64;
+            let mut stride = 1 + i as i64 % 2;
+            let order: Vec<usize> =
+                if i % 2 == 0 { (0..sizes.len()).rev().collect() } else { (0..sizes.len()).collect() };
+            for k in order {
+                arg.strides[k] = stride;
+                stride *= sizes[k] as i64 + 1;
+            }
+        }
+        sample
+    }
+
     /// Elements of an argument's memory.
     fn extent(&self, i: usize) -> usize {
         let (arg, sizes) = (&self.row.args[i], self.sizes(i));
@@ -696,9 +788,9 @@ impl Sample {
             };
             let scale = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
             let (relative, absolute) = match dtype {
-                DType::F32 => (2e-5, 2e-5 * scale),
-                DType::Bf16 => (1.0 / 256.0 + 1e-5, 2e-5 * scale),
-                DType::F16 => (1.0 / 2048.0 + 1e-5, 2e-5 * scale),
+                DType::F32 => (2e-5, 2e-5 * scale + 1e-6),
+                DType::Bf16 => (1.0 / 256.0 + 1e-5, 2e-5 * scale + 1e-6),
+                DType::F16 => (1.0 / 2048.0 + 1e-5, 2e-5 * scale + 1e-6),
                 DType::I32 | DType::I8 | DType::Bool => (0.0, 0.0),
             };
             for (k, (got, want)) in got.iter().zip(want).enumerate() {

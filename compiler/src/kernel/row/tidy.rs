@@ -22,7 +22,60 @@ pub fn tidy(mut p: Program) -> Program {
     }
     lay_out(&mut p);
     renumber(&mut p);
+    while let Some(k) = mergeable_outer(&p) {
+        merge_outer(&mut p, k);
+    }
     p
+}
+
+/// Every address expression of a program.
+fn every_address(p: &mut Program) -> Vec<&mut Affine> {
+    let mut all: Vec<&mut Affine> = Vec::new();
+    for def in &mut p.defs {
+        if let Inst::Index(at) | Inst::Load(_, at) = &mut def.inst {
+            all.push(at);
+        }
+    }
+    for step in p.task.iter_mut().chain(&mut p.row).chain(&mut p.end) {
+        if let Step::Nest(nest) = step {
+            all.extend(nest.stores.iter_mut().map(|s| &mut s.at));
+        }
+    }
+    all
+}
+
+fn outer(at: &Affine, k: usize) -> i64 {
+    at.terms.get(&Var::Outer(k)).copied().unwrap_or(0)
+}
+
+/// The first outer axis that can be one with the next: of size 1, or contiguous with it everywhere.
+fn mergeable_outer(p: &Program) -> Option<usize> {
+    let mut p = p.clone();
+    let sizes = p.outer.clone();
+    let all = every_address(&mut p);
+    (0..sizes.len().saturating_sub(1)).find(|&k| {
+        let contiguous = |at: &&mut Affine| outer(at, k) == outer(at, k + 1) * sizes[k + 1] as i64;
+        sizes[k] == 1 || sizes[k + 1] == 1 || all.iter().all(contiguous)
+    })
+}
+
+fn merge_outer(p: &mut Program, k: usize) {
+    let (first, second) = (p.outer[k], p.outer[k + 1]);
+    for at in every_address(p) {
+        let c = if second == 1 { outer(at, k) } else { outer(at, k + 1) };
+        let rest = std::mem::take(&mut at.terms);
+        let moved = rest.into_iter().filter_map(|(var, n)| match var {
+            Var::Outer(i) if i == k || i == k + 1 => None,
+            Var::Outer(i) if i > k => Some((Var::Outer(i - 1), n)),
+            _ => Some((var, n)),
+        });
+        at.terms = moved.collect();
+        if c != 0 {
+            at.terms.insert(Var::Outer(k), c);
+        }
+    }
+    p.outer[k] = first * second;
+    p.outer.remove(k + 1);
 }
 
 #[derive(Clone, Copy)]
