@@ -30,7 +30,12 @@ pub fn load_scalar<'c>(e: &Emit<'c>, ptr: V<'c>, dtype: DType) -> V<'c> {
 
 /// Stores one element.
 pub fn store_scalar<'c>(e: &Emit<'c>, v: V<'c>, ptr: V<'c>, dtype: DType) {
-    e.store(narrow(e, v, dtype), ptr);
+    e.store(as_integer(e, narrow(e, v, dtype)), ptr);
+}
+
+/// 16-bit floats as integers: x86-64-v3 has no registers for them, and LLVM would call a conversion function when it takes them apart.
+fn as_integer<'c>(e: &Emit<'c>, v: V<'c>) -> V<'c> {
+    if v.ty.elem.bytes() == 2 { e.bitcast(v, v.ty.int()) } else { v }
 }
 
 /// Loads the first `n <= lanes` of `lanes` elements, the others are 0.
@@ -47,13 +52,13 @@ pub fn load_raw<'c>(e: &Emit<'c>, ptr: V<'c>, dtype: DType, lanes: u32, n: u32) 
     } else if elem.bytes() == 4 {
         e.masked_load(ptr, e.first_lanes(lanes, n), e.zero(ty))
     } else {
-        load_pieces(e, ptr, ty, n)
+        e.bitcast(load_pieces(e, ptr, ty.int(), n), ty)
     }
 }
 
 /// Stores the first `n <= lanes` lanes.
 pub fn store<'c>(e: &Emit<'c>, v: V<'c>, ptr: V<'c>, dtype: DType, n: u32) {
-    let raw = narrow(e, v, dtype);
+    let raw = as_integer(e, narrow(e, v, dtype));
     if n >= raw.ty.lanes {
         e.store(raw, ptr);
     } else if raw.ty.elem.bytes() == 4 {
@@ -62,6 +67,25 @@ pub fn store<'c>(e: &Emit<'c>, v: V<'c>, ptr: V<'c>, dtype: DType, n: u32) {
         for (start, count) in pieces(n) {
             e.store(e.lanes(raw, start, count), e.gep_const(ptr, raw.ty.elem, start as i64));
         }
+    }
+}
+
+/// Loads one element per pointer into the first of 16 lanes.
+pub fn load_lanes<'c>(e: &Emit<'c>, pointers: &[V<'c>], dtype: DType) -> V<'c> {
+    let elem = storage_elem(dtype);
+    let bits = Ty::of(elem).int();
+    let mut v = e.zero(Ty::vec(16, bits.elem));
+    for (lane, &pointer) in pointers.iter().enumerate() {
+        v = e.insert(e.load(pointer, bits), v, lane as u32);
+    }
+    widen(e, e.bitcast(v, v.ty.with(elem)), dtype)
+}
+
+/// Stores the first lanes, one per pointer.
+pub fn store_lanes<'c>(e: &Emit<'c>, v: V<'c>, pointers: &[V<'c>], dtype: DType) {
+    let bits = as_integer(e, narrow(e, v, dtype));
+    for (lane, &pointer) in pointers.iter().enumerate() {
+        e.store(e.extract(bits, lane as u32), pointer);
     }
 }
 

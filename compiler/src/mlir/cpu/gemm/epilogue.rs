@@ -217,12 +217,8 @@ impl<'k, 'c> Program<'k, 'c> {
             1 => memory::load(e, address, dtype, 16, spot.lanes),
             stride => {
                 let elem = memory::storage_elem(dtype);
-                let mut v = e.zero(Ty::vec(16, elem));
-                for lane in 0..spot.lanes {
-                    let x = e.load(e.gep_const(address, elem, lane as i64 * stride), Ty::of(elem));
-                    v = e.insert(x, v, lane);
-                }
-                memory::widen(e, v, dtype)
+                let lane = |lane| e.gep_const(address, elem, lane as i64 * stride);
+                memory::load_lanes(e, &(0..spot.lanes).map(lane).collect::<Vec<_>>(), dtype)
             }
         }
     }
@@ -239,10 +235,9 @@ impl<'k, 'c> Program<'k, 'c> {
         match arg.n {
             1 => memory::store(e, v, address, dtype, spot.lanes),
             stride => {
-                let raw = memory::narrow(e, v, dtype);
-                for lane in 0..spot.lanes {
-                    e.store(e.extract(raw, lane), e.gep_const(address, raw.ty.elem, lane as i64 * stride));
-                }
+                let elem = memory::storage_elem(dtype);
+                let lane = |lane| e.gep_const(address, elem, lane as i64 * stride);
+                memory::store_lanes(e, v, &(0..spot.lanes).map(lane).collect::<Vec<_>>(), dtype);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Writer;
 use crate::kernel::row::loops::{Affine, Id, Inst, LANES, Mem, Nest, Store, Var};
-use crate::mlir::emit::{Elem, Emit, Ty, V};
+use crate::mlir::emit::{Elem, Emit, V};
 use crate::mlir::memory::{self, storage_elem};
 
 /// How the lanes of an access lie in memory.
@@ -107,14 +107,7 @@ impl<'c> Writer<'_, 'c> {
         match shape {
             Shape::Uniform => memory::load_scalar(e, self.first(e, mem, at), dtype),
             Shape::Contiguous => memory::load(e, self.first(e, mem, at), dtype, LANES as u32, active),
-            Shape::Scattered(..) => {
-                let ty = Ty::of(storage_elem(dtype));
-                let mut whole = e.zero(Ty::vec(LANES as u32, ty.elem));
-                for (lane, pointer) in self.lanes(e, mem, at, &shape, active).into_iter().enumerate() {
-                    whole = e.insert(e.load(pointer, ty), whole, lane as u32);
-                }
-                memory::widen(e, whole, dtype)
-            }
+            Shape::Scattered(..) => memory::load_lanes(e, &self.lanes(e, mem, at, &shape, active), dtype),
         }
     }
 
@@ -145,10 +138,7 @@ impl<'c> Writer<'_, 'c> {
                 if s.add {
                     value = e.add(self.load(e, Some(nest), s.mem, &s.at, active), value);
                 }
-                let raw = memory::narrow(e, value, dtype);
-                for (lane, pointer) in self.lanes(e, s.mem, &s.at, &shape, active).into_iter().enumerate() {
-                    e.store(e.extract(raw, lane as u32), pointer);
-                }
+                memory::store_lanes(e, value, &self.lanes(e, s.mem, &s.at, &shape, active), dtype);
             }
         }
     }
