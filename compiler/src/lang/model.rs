@@ -81,6 +81,7 @@ pub fn load_with(map: &mut SourceMap, input: &Input<'_>, prelude: &Prelude) -> R
     let text = map.get(file).map_or(String::new(), |source| source.text().to_string());
     let mut overridden = sets::Overridden { text, edits: Vec::new() };
     if !input.sets.is_empty() {
+        unused_as_written(map, tree, prelude)?;
         let hypers = |tree: &File, name: &str| hyper_names(tree, prelude, name);
         overridden = sets::apply(map, input.path, &overridden.text, input.sets, &hypers)?;
         file = map.add(input.path, overridden.text.clone());
@@ -91,6 +92,19 @@ pub fn load_with(map: &mut SourceMap, input: &Input<'_>, prelude: &Prelude) -> R
         sets::relocate(&mut list, file, &edits);
         list
     })
+}
+
+/// Items without effect in the program before `--set`.
+fn unused_as_written(map: &SourceMap, tree: File, prelude: &Prelude) -> Result<(), Vec<Diagnostic>> {
+    let (mut map, mut sink) = (map.clone(), Sink::new());
+    let program = Program::new(&mut map, tree, prelude, &mut sink);
+    if program.modules[0].tree.items.is_empty() || sink.has_errors() {
+        // Said again, with everything else, about the text after `--set`.
+        return Ok(());
+    }
+    resolve::resolve(&program, true, &mut sink);
+    let unused: Vec<Diagnostic> = sink.finish().into_iter().filter(|d| d.code == codes::UNUSED_ITEM).collect();
+    if unused.is_empty() { Ok(()) } else { Err(unused) }
 }
 
 /// Names of the hyper-parameters of a definition, in the file or anywhere in the prelude.
@@ -137,7 +151,7 @@ fn check(
     if program.modules[0].tree.items.is_empty() {
         return Err(sink.finish());
     }
-    let reached = resolve::resolve(&program, &mut sink);
+    let reached = resolve::resolve(&program, input.sets.is_empty(), &mut sink);
     if sink.has_errors() {
         return Err(sink.finish());
     }

@@ -33,8 +33,9 @@ pub const PREDICATE: [&str; 6] = ["numel", "rank", "rows", "cols", "name", "grou
 /// Words that stand for a loader, codec or protocol in their slot.
 const SLOT_WORDS: [&str; 3] = ["stream", "zstd", "chunked"];
 
-/// Checks all names; gives the top-level names that the model and the blocks need.
-pub fn resolve(program: &Program, sink: &mut Sink) -> BTreeSet<Name> {
+/// Checks all names; gives the top-level names that the model and the blocks need. With `whole`, what nothing needs is an error: so for
+/// the program as written, but not after `--set`, which may well leave something without use.
+pub fn resolve(program: &Program, whole: bool, sink: &mut Sink) -> BTreeSet<Name> {
     let mut graph: BTreeMap<Name, BTreeSet<Name>> = BTreeMap::new();
     let mut roots: BTreeSet<Name> = BTreeSet::new();
     for (id, module) in program.modules.iter().enumerate() {
@@ -73,7 +74,9 @@ pub fn resolve(program: &Program, sink: &mut Sink) -> BTreeSet<Name> {
             stack.extend(graph.get(&name).into_iter().flatten().cloned());
         }
     }
-    unused(program, &graph, &reached, sink);
+    if whole {
+        unused(program, &graph, &reached, sink);
+    }
     reached
 }
 
