@@ -3,7 +3,18 @@
 //! *Takes* [`Options`]; *gives* an exit code (0 done, 1 an input is wrong, 2 usage, 3 the machine); *promises* that diagnostics go to stderr, what was asked
 //! for to stdout or its file, and that no half-written file is left.
 
-use std::path::PathBuf;
+mod emit;
+mod explain;
+mod program;
+
+use crate::graph::ir::DType;
+use crate::lang;
+use crate::{optim, schedule, target};
+use golf_grammar::{Diagnostic, FileId, SourceMap, Span, print, render_all, to_json};
+use golf_runtime::error::{Error, Result};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The command line of a compilation.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +37,235 @@ pub struct Options {
     pub jobs: Option<usize>,
 }
 
+/// What ends a compilation early.
+pub(crate) enum Stop {
+    /// Messages about the program.
+    Diagnostics(Box<SourceMap>, Vec<Diagnostic>),
+    /// Anything else.
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Stop {
+        Stop::Error(e)
+    }
+}
+
+type Outcome<T> = std::result::Result<T, Stop>;
+
+/// Wall time by stage, in order.
+#[derive(Default)]
+pub(crate) struct Times(Vec<(String, Duration)>);
+
+impl Times {
+    fn stage<T>(&mut self, name: &str, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.0.push((name.into(), start.elapsed()));
+        result
+    }
+
+    fn print(&self) {
+        let total: Duration = self.0.iter().map(|t| t.1).sum();
+        for (name, time) in self.0.iter().chain([&("total".to_string(), total)]) {
+            eprintln!("{name:>12} {:>9.1} ms", time.as_secs_f64() * 1e3);
+        }
+    }
+}
+
+/// Runs `golfc data`; gives the exit code.
+pub fn data(args: crate::data::DataArgs) -> u8 {
+    match crate::data::run(args) {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("error: {e}");
+            e.exit_code() as u8
+        }
+    }
+}
+
 /// Compiles; gives the exit code.
 pub fn compile(o: Options) -> u8 {
-    eprintln!("error: this golfc has no stage behind the graph yet; {} file(s) not compiled", o.files.len());
-    1
+    let stop = match work(&o) {
+        Ok(()) => return 0,
+        Err(stop) => stop,
+    };
+    match stop {
+        Stop::Error(e) => {
+            // Nobody reads our output any more: a quiet end.
+            if matches!(e, Error::Closed) {
+                return 0;
+            }
+            eprintln!("error: {e}");
+            e.exit_code() as u8
+        }
+        Stop::Diagnostics(map, diagnostics) => {
+            show(&map, &diagnostics, o.json);
+            u8::from(diagnostics.iter().any(Diagnostic::is_error))
+        }
+    }
+}
+
+/// Prints diagnostics to stderr.
+fn show(map: &SourceMap, diagnostics: &[Diagnostic], json: bool) {
+    if json {
+        for d in diagnostics {
+            eprintln!("{}", to_json(map, d));
+        }
+    } else if !diagnostics.is_empty() {
+        eprint!("{}", render_all(map, diagnostics, std::io::stderr().is_terminal()));
+    }
+}
+
+fn work(o: &Options) -> Outcome<()> {
+    if o.fmt {
+        return format(&o.files, o.check);
+    }
+    let [file] = &o.files[..] else {
+        return Err(Error::usage("expected one program; only --fmt takes several").into());
+    };
+    let emits = emit::parse(&o.emit, file)?;
+    check_options(o)?;
+    let mut times = Times::default();
+    let done = one(o, file, &emits, &mut times);
+    if o.time {
+        times.print();
+    }
+    done
+}
+
+fn check_options(o: &Options) -> Result<()> {
+    for t in &o.targets {
+        if !target::TARGETS.contains(&t.as_str()) {
+            let known = target::TARGETS.join(", ");
+            return Err(Error::usage(format!("--target {t}: this golfc generates code for {known}")));
+        }
+    }
+    if let Some(p) = o.precision.as_deref().filter(|p| !["f32", "bf16"].contains(p)) {
+        return Err(Error::usage(format!("--precision {p}: expected f32 or bf16")));
+    }
+    if o.check_kernels {
+        return Err(Error::usage("--check-kernels: this golfc generates no GPU kernels to emulate"));
+    }
+    if o.emit_check {
+        return Err(Error::usage("--emit-check is not implemented in this golfc"));
+    }
+    Ok(())
+}
+
+fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Outcome<()> {
+    let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+    let name = file.to_string_lossy().into_owned();
+    let mut map = SourceMap::new();
+    let input = lang::Input { path: &name, bytes: &text, sets: &o.sets };
+    let loaded = times.stage("language", || lang::load(&mut map, &input));
+    let model = loaded.map_err(|d| Stop::Diagnostics(Box::new(map.clone()), d))?;
+    show(&map, &model.warnings, o.json);
+    emit::ast(emits, &model)?;
+    let source = Checked { map: &map };
+
+    let sizes = program::sizes(&model);
+    let precisions = precisions(&model, o.precision.as_deref());
+    let assemblies = times.stage("graphs", || {
+        precisions.iter().map(|&p| optim::assemble(&model, &sizes, p).map_err(|e| source.stop(e))).collect::<Outcome<Vec<_>>>()
+    })?;
+    times.stage("legality", || program::check_legality(&assemblies[0]).map_err(|e| source.stop(e)))?;
+    emit::graphs(emits, &assemblies[0])?;
+    if o.check_legality {
+        program::perturbation(&model, &sizes).map_err(|e| source.stop(e))?;
+    }
+    let wanted = o.out.is_some() || o.explain || emit::needs_plan(emits);
+    if !wanted {
+        return Ok(());
+    }
+    let built = times.stage("schedule", || program::build(&model, &sizes, &assemblies))?;
+    emit::plan(emits, &built)?;
+    if o.explain {
+        let text = explain::text(&model, &built);
+        emit::stdout(&text)?;
+    }
+    code(o, emits, &built, times)
+}
+
+#[cfg(feature = "mlir")]
+fn code(o: &Options, emits: &[emit::Emit], built: &program::Built, times: &mut Times) -> Outcome<()> {
+    use crate::mlir::object;
+    emit::code(emits, built)?;
+    let Some(out) = &o.out else { return Ok(()) };
+    let mut options = object::Options::default();
+    if let Some(jobs) = o.jobs {
+        options.threads = jobs.max(1);
+    }
+    let timings = times.stage("code", || crate::package::link(&built.program, &built.kernels, out, &options))?;
+    if o.time {
+        eprintln!("code: {} kernels compiled, {} from the cache; time summed over threads:", timings.compiled, timings.cached);
+        for (name, time) in &timings.stages {
+            eprintln!("{:>12} {:>9.1} ms", name, time.as_secs_f64() * 1e3);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "mlir"))]
+fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) -> Outcome<()> {
+    if o.out.is_some() || emit::needs_code(emits) {
+        return Err(Error::input("this golfc was built without code generation (cargo feature `mlir`)").into());
+    }
+    Ok(())
+}
+
+/// The precisions an executable holds: what the program computes in first, f32 always.
+fn precisions(model: &lang::Model, asked: Option<&str>) -> Vec<DType> {
+    match asked {
+        Some("f32") => vec![DType::F32],
+        Some(_) => vec![DType::Bf16, DType::F32],
+        None if model.train.compute == DType::Bf16 => vec![DType::Bf16, DType::F32],
+        None => vec![DType::F32],
+    }
+}
+
+/// Turns assembly errors into diagnostics of the source.
+struct Checked<'a> {
+    map: &'a SourceMap,
+}
+
+impl Checked<'_> {
+    fn stop(&self, e: optim::Error) -> Stop {
+        let d = Diagnostic::error(lang::codes::TENSOR, e.message);
+        let d = match e.span {
+            Some((file, start, end)) => d.at(Span::new(FileId(file), start as usize, end as usize), ""),
+            None => d.in_file(FileId(0)),
+        };
+        Stop::Diagnostics(Box::new(self.map.clone()), vec![d])
+    }
+}
+
+impl From<schedule::Error> for Stop {
+    fn from(e: schedule::Error) -> Stop {
+        Stop::Error(Error::input(e.to_string()))
+    }
+}
+
+/// `--fmt`: rewrites files in canonical form, or with `--check` says which are not.
+fn format(files: &[PathBuf], check: bool) -> Outcome<()> {
+    let mut changed = Vec::new();
+    for path in files {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let mut map = SourceMap::new();
+        let file = map.add_bytes(path.to_string_lossy(), &bytes);
+        let text = print::format_bytes(file, &bytes).map_err(|d| Stop::Diagnostics(Box::new(map), d))?;
+        if text.as_bytes() == bytes {
+            continue;
+        }
+        if check {
+            changed.push(path.display().to_string());
+        } else {
+            golf_runtime::files::atomic_bytes(path, "source", &golf_runtime::files::Faults::none(), text.as_bytes())?;
+        }
+    }
+    if changed.is_empty() {
+        return Ok(());
+    }
+    std::io::stdout().flush().ok();
+    Err(Error::input(format!("not formatted: {}", changed.join(", "))).into())
 }

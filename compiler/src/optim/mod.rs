@@ -197,6 +197,13 @@ pub fn assemble(source: &dyn Source, sizes: &Sizes, precision: DType) -> Result<
     Ok(a.finish())
 }
 
+/// The scoring graph alone (for the perturbation test at small sizes).
+pub fn score(source: &dyn Source, sizes: &Sizes, precision: DType) -> Result<Graph, Error> {
+    let mut a = steps::Assembler::new(source, *sizes, precision);
+    a.score()?;
+    a.finish().graphs.pop().ok_or_else(|| Error { message: "no scoring graph".into(), span: None })
+}
+
 /// The storage dtype of a buffer at a precision: bf16 storage becomes f32 when everything is f32.
 pub fn storage(dtype: DType, precision: DType) -> DType {
     if precision == DType::F32 && dtype == DType::Bf16 { DType::F32 } else { dtype }

@@ -1,0 +1,204 @@
+//! From graphs to the plan of an executable.
+//!
+//! *Takes* the model and its assembled graphs; *gives* the [`Program`] and the kernels to generate; *promises* that every graph was proven legal first.
+
+use crate::graph::ir::{BufferKind, DType, Graph, NodeId, Op};
+use crate::kernel::Kernel;
+use crate::lang::Model;
+use crate::optim::{self, Assembly, Sizes, Source};
+use crate::schedule;
+use crate::schedule::plan::{Planned, StateBuffer, predicted_rss};
+use crate::valid::{Inputs, LegalityError, Split, check_score, check_training, perturb};
+use golf_runtime::plan::{self, Program};
+use std::collections::BTreeMap;
+
+/// Everything after the plan: what code generation, `--emit` and `--explain` read.
+pub(super) struct Built {
+    /// The plan.
+    pub program: Program,
+    /// Distinct kernels over all variants.
+    pub kernels: Vec<Kernel>,
+    /// One per precision, as `program.variants`.
+    pub planned: Vec<Planned>,
+}
+
+fn error(e: &LegalityError, graph: &str) -> optim::Error {
+    let path = if e.origin.visit.is_empty() { String::new() } else { format!(" in {}", e.origin.visit) };
+    optim::Error { message: format!("illegal evaluation ({graph}): {}{path}; rule: {}", e.why, e.rule.statement()), span: e.origin.span }
+}
+
+/// The node whose value a graph writes to an output buffer.
+fn output(g: &Graph, name: &str) -> Option<NodeId> {
+    g.effects.iter().find(|e| g.buffers[e.buffer.0 as usize].name == name).map(|e| e.value)
+}
+
+/// The score's logits and vocabulary axis.
+fn logits(g: &Graph) -> Option<(NodeId, crate::graph::ir::AxisId)> {
+    let nll = &g.nodes[output(g, "nll")?.0 as usize];
+    match nll.op {
+        Op::CrossEntropy(vocab) => Some((nll.args[0], vocab)),
+        _ => None,
+    }
+}
+
+/// Proves the scoring graph legal and that no training, averaging or packing graph touches validation data.
+pub(super) fn check_legality(a: &Assembly) -> Result<(), optim::Error> {
+    for g in &a.graphs {
+        let validation = g.name == "score" || g.name == "adapt.micro";
+        let found = if validation {
+            let nll = output(g, "nll").ok_or_else(|| optim::Error { message: format!("{} has no score", g.name), span: None })?;
+            let vocab = logits(g).map(|l| l.1);
+            match vocab {
+                Some(vocab) => check_score(g, nll, vocab, &Inputs::standard(Split::Val)).map(drop),
+                None => return Err(optim::Error { message: "the score is not the compiler's own cross-entropy of the logits".into(), span: None }),
+            }
+        } else {
+            check_training(g, &Inputs::standard(Split::Train))
+        };
+        if let Err(errors) = found {
+            return Err(errors.first().map_or(optim::Error { message: "illegal evaluation".into(), span: None }, |e| error(e, &g.name)));
+        }
+    }
+    Ok(())
+}
+
+/// The perturbation test of a small form of the model.
+pub(super) fn perturbation(model: &Model, sizes: &Sizes) -> Result<(), optim::Error> {
+    let sizes = optim::Sizes { score_rows: 2, window: 16, ..*sizes };
+    let g = optim::score(model, &sizes, DType::F32)?;
+    let (at, vocab) = logits(&g).ok_or_else(|| optim::Error { message: "the score is not a cross-entropy".into(), span: None })?;
+    let size = g.axes[vocab.0 as usize].size;
+    perturb(&g, at, &Inputs::standard(Split::Val), size, 1).map_err(|e| optim::Error { message: format!("perturbation test: {e}"), span: None })
+}
+
+/// State layout: parameters, then optimiser states and averages, then adaptation.
+fn states(model: &Model, a: &Assembly) -> Vec<StateBuffer> {
+    let size = |axes: &[(String, usize)]| axes.iter().map(|x| x.1).collect::<Vec<_>>();
+    let params = model.parameters().iter().map(|p| StateBuffer {
+        name: p.name.clone(),
+        dtype: optim::storage(p.dtype, a.precision),
+        shape: size(&p.axes),
+        init: p.init.clone(),
+        param: Some((p.group.clone(), p.unused)),
+    });
+    let rest = a.states.iter().map(|s| StateBuffer { name: s.name.clone(), dtype: s.dtype, shape: size(&s.axes), init: s.init.clone(), param: None });
+    params.chain(rest).collect()
+}
+
+/// Tokens of a micro-batch that keep the cores busy; longer rows run one by one.
+const MICRO_TOKENS: usize = 1024;
+
+/// How many rows each graph runs at once. Training's choice does not show in the bits.
+pub(super) fn sizes(model: &Model) -> Sizes {
+    let (t, e) = (&model.train, &model.evaluate);
+    let rows = (t.batch / u64::from(t.ranks) / u64::from(t.seq)).max(1) as usize;
+    let fit = |len: usize| (MICRO_TOKENS / len).max(1);
+    let micro_rows = (1..=fit(t.seq as usize).min(rows)).rev().find(|n| rows % n == 0).unwrap_or(1);
+    let window = e.window as usize;
+    Sizes { ranks: t.ranks, seq: t.seq as usize, micro_rows, window, score_rows: fit(window), adapt_rows: 1, adapt: e.adapt.is_some() }
+}
+
+/// Plans every precision and puts the program together.
+pub(super) fn build(model: &Model, sizes: &Sizes, assemblies: &[Assembly]) -> Result<Built, schedule::Error> {
+    let planned = assemblies
+        .iter()
+        .map(|a| schedule::plan::plan(if a.precision == DType::F32 { "f32" } else { "bf16" }, &a.graphs, &states(model, a)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
+    for k in planned.iter().flat_map(|p| &p.kernels) {
+        kernels.entry(k.symbol()).or_insert_with(|| k.clone());
+    }
+    let program = Program {
+        version: plan::PLAN_VERSION,
+        name: model.name.clone(),
+        source: model.source.clone(),
+        prelude: model.prelude.clone(),
+        overrides: model.sets.clone(),
+        vocab: model.vocab as u32,
+        golfc: env!("CARGO_PKG_VERSION").to_string(),
+        glibc: glibc(),
+        techniques: model.techniques.clone(),
+        predicted_rss: planned.iter().map(|p| predicted_rss(&p.variant, THREADS)).collect(),
+        flops_per_token: flops_per_token(&assemblies[0]),
+        tiers: ["cpu-v3", "cpu-avx512bf16"].map(|name| plan::Tier { name: name.into() }).into(),
+        variants: planned.iter().map(|p| p.variant.clone()).collect(),
+        train: train(model, sizes),
+        quantize: quantize(model, &assemblies[0]),
+        evaluate: evaluate(model, sizes),
+    };
+    Ok(Built { program, kernels: kernels.into_values().collect(), planned })
+}
+
+/// Threads the memory prediction counts scratch for.
+const THREADS: u64 = 2;
+
+fn train(model: &Model, sizes: &Sizes) -> plan::Train {
+    let t = &model.train;
+    let average = |a: &crate::lang::settings::Average| plan::Average {
+        name: a.name.clone(),
+        when: a.when.clone(),
+        update: format!("average.{}.update", a.name),
+        finish: format!("average.{}.finish", a.name),
+    };
+    plan::Train {
+        data: t.data.clone(),
+        ranks: t.ranks,
+        batch: t.batch,
+        seq: t.seq,
+        micro_rows: sizes.micro_rows as u32,
+        stop: t.stop,
+        iterations: t.iterations,
+        schedule: t.schedule.clone(),
+        hypers: t.hypers.clone(),
+        averages: t.averages.iter().map(average).collect(),
+    }
+}
+
+fn quantize(model: &Model, a: &Assembly) -> plan::Quantize {
+    let q = &model.quantize;
+    let param = |(i, p): (usize, &optim::Parameter)| plan::PackParam {
+        name: p.name.clone(),
+        rule: model.pack_rule(i).to_string(),
+        graph: a.packed[i].then(|| format!("pack.{}", p.name)),
+    };
+    let params = model.parameters.iter().enumerate().map(param).collect();
+    plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap }
+}
+
+fn evaluate(model: &Model, sizes: &Sizes) -> plan::Evaluate {
+    let e = &model.evaluate;
+    let adapt = |a: &crate::lang::settings::Adapt| plan::Adapt {
+        chunk: a.chunk,
+        epochs: a.epochs,
+        batch: a.batch,
+        micro_rows: sizes.adapt_rows as u32,
+        hypers: a.hypers.clone(),
+    };
+    plan::Evaluate {
+        data: e.data.clone(),
+        window: e.window,
+        stride: e.stride,
+        limit: e.limit,
+        rows: sizes.score_rows as u32,
+        adapt: e.adapt.as_ref().map(adapt),
+    }
+}
+
+/// Floating-point operations of a training step's forward and backward pass, per token.
+fn flops_per_token(a: &Assembly) -> u64 {
+    let Some(g) = a.graphs.iter().find(|g| g.name == "train.micro") else { return 0 };
+    let total: u64 = (0..g.nodes.len()).map(|i| crate::graph::ops::flops(g, &g.nodes[i])).sum();
+    let tokens = g.buffers.iter().find(|b| b.name == "tokens" && b.kind == BufferKind::Input);
+    let tokens: usize = tokens.map_or(1, |b| b.ty.axes.iter().map(|a| g.axes[a.0 as usize].size).product());
+    total / tokens as u64
+}
+
+#[cfg(feature = "mlir")]
+fn glibc() -> String {
+    crate::package::glibc()
+}
+
+#[cfg(not(feature = "mlir"))]
+fn glibc() -> String {
+    String::new()
+}
