@@ -1,7 +1,7 @@
 //! CPU tiers: the two kinds of x86-64 an executable carries code for.
 //!
 //! *Takes* nothing; *gives* names, LLVM CPU strings and what this host can run; *promises* that f32 arithmetic has the same bits on every
-//! tier (FMA only where written, no contraction, 16 virtual lanes), so only kernels with bf16 products differ.
+//! tier (FMA only where written, no contraction, 16 virtual lanes), so only kernels with bf16 products or results differ.
 
 use super::sys::Machine;
 use crate::graph::ir::DType;
@@ -73,13 +73,17 @@ impl Tier {
         }
     }
 
-    /// The tier whose code `kernel` uses on `self`: kernels without bf16 products are compiled once, for v3, and serve both.
+    /// The tier whose code `kernel` uses on `self`: kernels without bf16 products or results are compiled once, for v3, and serve both.
     pub fn of_kernel(self, kernel: &Kernel) -> Tier {
-        let bf16_products = match kernel {
+        let own = match kernel {
             Kernel::Gemm(g) => g.compute == DType::Bf16,
             Kernel::Attend(a) => a.dtype == DType::Bf16,
-            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Host(_) => false,
+            // Rounding to bf16 is one instruction there and ten on v3, where it takes half of a kernel's time.
+            Kernel::Row(r) => {
+                r.graph.effects.iter().any(|e| r.graph.buffers[e.buffer.0 as usize].ty.dtype == DType::Bf16)
+            }
+            Kernel::Scatter(_) | Kernel::Host(_) => false,
         };
-        if bf16_products { self } else { Tier::V3 }
+        if own { self } else { Tier::V3 }
     }
 }

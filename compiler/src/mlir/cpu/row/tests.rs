@@ -18,7 +18,11 @@ fn run(samples: &[Sample], tier: Tier, seed: u64) -> Vec<(Vec<Vec<u8>>, Vec<Vec<
     let run = |(s, k): (&Sample, &Kernel)| {
         let before = s.memory(seed);
         let mut after = before.clone();
-        loaded.run(k, tier, &mut after).unwrap_or_else(|why| panic!("{}: {why}", s.name));
+        let launch = &k.launches()[0];
+        let symbol = crate::mlir::cpu::symbol(k, launch.entry, tier);
+        loaded
+            .call(&symbol, launch.tasks, &mut after, launch.scratch as usize)
+            .unwrap_or_else(|why| panic!("{}: {why}", s.name));
         (before, after)
     };
     samples.iter().zip(&kernels).map(run).collect()
@@ -116,6 +120,7 @@ fn rates() {
             let bytes: u64 = kernel.launches().iter().map(|l| l.bytes).sum();
             print!("{:50}", sample.name);
             for tier in tiers() {
+                let tier = tier.of_kernel(&kernel);
                 let loaded = Loaded::build(&[Job { kernel: kernel.clone(), tier }]).unwrap();
                 let memory = sample.memory(1);
                 let best = loaded.measure(&kernel, tier, &memory, 30).unwrap()[0].1.as_secs_f64();
