@@ -580,7 +580,13 @@ impl<'p> Evaluator<'p, '_> {
         match (g.operand(0).value, g.operand(1).value) {
             (Value::Bool(true), _) => Ok(Value::unit()),
             (Value::Bool(false), Value::Str(text)) => {
-                Err(self.fail(codes::REQUIRED, g.span, text.to_string(), "required here"))
+                let main = self.program.modules[0].tree.file;
+                let site = self.sites.iter().rev().find(|site| site.file == main).copied();
+                let d = Diagnostic::error(codes::REQUIRED, text.to_string());
+                Err(self.error(match site {
+                    Some(site) => d.at(site, "").also(g.span, "required here"),
+                    None => d.at(g.span, "required here"),
+                }))
             }
             (Value::Bool(_), other) | (other, _) => {
                 let found = other.describe(self.b);

@@ -156,6 +156,10 @@ pub struct Evaluator<'p, 'b> {
     turns: u64,
     stopped: bool,
     reported: BTreeSet<(u16, Option<Span>)>,
+    /// Errors so far, repeated ones too.
+    pub(super) failures: usize,
+    /// The parameter whose optimizer, average or quantizer runs.
+    pub(super) subject: Option<String>,
     consts: BTreeMap<(ModuleId, &'p str), Option<Eval<Value<'p>>>>,
     axes: BTreeMap<(ModuleId, String), Option<Eval<AxisId>>>,
 }
@@ -181,6 +185,8 @@ impl<'p, 'b> Evaluator<'p, 'b> {
             turns: 0,
             stopped: false,
             reported: BTreeSet::new(),
+            failures: 0,
+            subject: None,
             consts: BTreeMap::new(),
             axes: BTreeMap::new(),
         }
@@ -197,7 +203,11 @@ impl<'p, 'b> Evaluator<'p, 'b> {
         {
             diagnostic = diagnostic.also(*site, "reached from here");
         }
+        self.failures += usize::from(diagnostic.is_error());
         if self.reported.insert((diagnostic.code.0, diagnostic.span())) {
+            if let Some(subject) = &self.subject {
+                diagnostic = diagnostic.note(format!("for the parameter `{subject}`"));
+            }
             self.sink.push(diagnostic);
         }
         if self.reported.len() >= Limits::ERRORS {
@@ -523,8 +533,11 @@ impl<'p, 'b> Evaluator<'p, 'b> {
                 self.bind(pattern, result.unwrap_or(Value::Broken), value.span, ty)
             }
             StmtKind::Rebind { target, value } => {
-                let result = self.expr(value);
-                self.rebind(target, result.unwrap_or(Value::Broken), value.span)
+                // The new value would have had the type of the old: with the old one, what follows can still be checked.
+                match self.expr(value) {
+                    Ok(result) => self.rebind(target, result, value.span),
+                    Err(Reported) => self.spoil(target),
+                }
             }
             StmtKind::Const(list) => {
                 for decl in list {
@@ -643,6 +656,27 @@ impl<'p, 'b> Evaluator<'p, 'b> {
                 Ok(())
             }
         }
+    }
+
+    /// After an error in the new value: what could have been `none` or a list before is unknown now.
+    fn spoil(&mut self, target: &'p Pattern) -> Eval<()> {
+        match &target.kind {
+            PatternKind::Name(name) => {
+                if let Some(frame) = self.frames.last_mut()
+                    && let Some(var) = frame.scopes.iter_mut().rev().find_map(|scope| scope.get_mut(name.as_str()))
+                    && (var.optional() || matches!(var.value, Value::List(_)))
+                {
+                    var.value = Value::Broken;
+                }
+            }
+            PatternKind::Ignore => {}
+            PatternKind::Tuple(parts) => {
+                for part in parts {
+                    let _ = self.spoil(part);
+                }
+            }
+        }
+        Err(Reported)
     }
 
     /// Gives a visible local name a new value of the same type.

@@ -73,6 +73,10 @@ impl Module {
                         module.axes.entry(decl.name.name.clone()).or_insert((index, at));
                     }
                 }
+                ItemKind::Def(def) if matches!(def.kind, DefKind::Adapter | DefKind::Init | DefKind::Filter) => {
+                    let message = format!("`{}` definitions are not implemented in this golfc", def.kind.keyword());
+                    sink.push(Diagnostic::error(codes::UNSUPPORTED, message).at(def.kind_span, ""));
+                }
                 ItemKind::Def(def) if def.kind != DefKind::Model => {
                     once(sink, &mut values, &def.name, "value");
                     module.defs.entry(def.name.name.clone()).or_insert(index);

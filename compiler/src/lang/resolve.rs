@@ -30,8 +30,8 @@ pub type Name = (ModuleId, Space, String);
 /// Names a rule's `where` sees.
 pub const PREDICATE: [&str; 6] = ["numel", "rank", "rows", "cols", "name", "group"];
 
-/// Words that stand for a loader, codec or protocol in their slot.
-const SLOT_WORDS: [&str; 3] = ["stream", "zstd", "chunked"];
+/// Slots that take a word of their own: a loader, codec, protocol or order. The settings stage checks it.
+const SLOT_WORDS: [&str; 5] = ["data", "calibrate", "pack", "adapt", "order"];
 
 /// Checks all names; gives the top-level names that the model and the blocks need. With `whole`, what nothing needs is an error: so for
 /// the program as written, but not after `--set`, which may well leave something without use.
@@ -74,7 +74,8 @@ pub fn resolve(program: &Program, whole: bool, sink: &mut Sink) -> BTreeSet<Name
             stack.extend(graph.get(&name).into_iter().flatten().cloned());
         }
     }
-    if whole {
+    // A wrong name may be what leaves another without use.
+    if whole && !sink.has_errors() {
         unused(program, &graph, &reached, sink);
     }
     reached
@@ -222,11 +223,15 @@ impl<'p, 's> Walk<'p, 's> {
         }
         let mut names: Vec<&str> = self.scopes.iter().flat_map(|scope| scope.axes.iter().copied()).collect();
         names.extend(self.program.modules[self.module].axis_names());
-        self.sink.push(
-            Diagnostic::error(codes::UNKNOWN_AXIS, format!("there is no axis `{}` here", name.name))
-                .at(name.span, "not an axis")
-                .did_you_mean(name.as_str(), name.span, names),
-        );
+        let d = Diagnostic::error(codes::UNKNOWN_AXIS, format!("there is no axis `{}` here", name.name));
+        let mut d = d.at(name.span, "not an axis").did_you_mean(name.as_str(), name.span, names);
+        if self.module == 0 && token_axis(self.program, 1) == Some(name.as_str()) {
+            d = d.hint(format!("declare it: `axis {} = seq`, the number of tokens in a training row", name.name));
+        }
+        if self.scopes.iter().any(|scope| scope.values.contains_key(name.as_str())) {
+            d = d.note("a value has this name, but axes and values are two namespaces");
+        }
+        self.sink.push(d);
     }
 
     fn name(&mut self, name: &'p Ident) {
@@ -552,7 +557,7 @@ impl<'p, 's> Walk<'p, 's> {
     fn settings(&mut self, settings: &'p Settings, section: SectionKind) {
         for entry in &settings.entries {
             match entry {
-                Entry::Setting(setting) => self.value(&setting.value, section),
+                Entry::Setting(setting) => self.value(setting.key.as_str(), &setting.value, section),
                 Entry::Rule(rule) => {
                     self.rule_name(&rule.name, section);
                     if let Some(cond) = &rule.cond {
@@ -575,22 +580,20 @@ impl<'p, 's> Walk<'p, 's> {
         }
     }
 
-    fn value(&mut self, value: &'p Value, section: SectionKind) {
+    fn value(&mut self, key: &str, value: &'p Value, section: SectionKind) {
         match &value.expr.kind {
             ExprKind::Call { callee, args } => match &callee.kind {
-                ExprKind::Name(name) if SLOT_WORDS.contains(&name.as_str()) && !self.find_value(name.as_str()) => {
-                    self.args(args)
-                }
+                ExprKind::Name(_) if SLOT_WORDS.contains(&key) => self.args(args),
                 _ => self.expr(&value.expr),
             },
-            ExprKind::Name(name) if SLOT_WORDS.contains(&name.as_str()) => {}
+            ExprKind::Name(_) if SLOT_WORDS.contains(&key) => {}
             _ => self.expr(&value.expr),
         }
         if let Some(settings) = &value.settings {
             self.settings(settings, section);
         }
         if let Some(otherwise) = &value.otherwise {
-            self.value(otherwise, section);
+            self.value(key, otherwise, section);
         }
     }
 
@@ -630,9 +633,13 @@ fn takes_axis(param: &Param) -> bool {
 
 /// The axis of rows: the first of the model's tokens. It has no size in the program.
 pub fn batch_axis(program: &Program) -> Option<&str> {
+    token_axis(program, 0)
+}
+
+fn token_axis(program: &Program, at: usize) -> Option<&str> {
     let tokens = program.model()?.sig.params.first()?;
     match &tokens.ty.as_ref()?.kind {
-        TypeKind::Tensor { axes, .. } => axes.first().map(Ident::as_str),
+        TypeKind::Tensor { axes, .. } => axes.get(at).map(Ident::as_str),
         _ => None,
     }
 }

@@ -456,6 +456,7 @@ impl<'p> Evaluator<'p, '_> {
         self.visit.push(self.states.as_ref().map_or(String::new(), |c| c.parameter.name.clone()));
         self.frames.push(frame);
         self.sites.push(at);
+        let before = self.failures;
         let value = self.body(&def.body);
         self.sites.pop();
         let mut scope = Scope::default();
@@ -464,8 +465,8 @@ impl<'p> Evaluator<'p, '_> {
         }
         self.visit.pop();
         match value {
-            Ok(_) => Ok(scope),
-            Err(Reported) => {
+            Ok(_) if self.failures == before => Ok(scope),
+            _ => {
                 self.states = None;
                 Err(Reported)
             }
@@ -526,8 +527,27 @@ impl<'p> Evaluator<'p, '_> {
         false
     }
 
+    /// Runs something on behalf of a parameter.
+    fn on_behalf<T>(&mut self, parameter: &Parameter, f: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.subject.replace(parameter.name.clone());
+        let result = f(self);
+        self.subject = before;
+        result
+    }
+
     /// One step of the rule of a parameter.
     pub fn optimizer_step(
+        &mut self,
+        settings: &'p Settings,
+        phase: Phase,
+        rule: usize,
+        parameter: &Parameter,
+        (w, g): (NodeId, NodeId),
+    ) -> Eval<Updated> {
+        self.on_behalf(parameter, |e| e.step_of(settings, phase, rule, parameter, (w, g)))
+    }
+
+    fn step_of(
         &mut self,
         settings: &'p Settings,
         phase: Phase,
@@ -606,6 +626,16 @@ impl<'p> Evaluator<'p, '_> {
 
     /// Codes, scale and dequantised weights of a parameter; `None`: stored as fp16.
     pub fn quantizer(
+        &mut self,
+        settings: &'p Settings,
+        rule: usize,
+        parameter: &Parameter,
+        w: NodeId,
+    ) -> Eval<Option<Quantised>> {
+        self.on_behalf(parameter, |e| e.quantised(settings, rule, parameter, w))
+    }
+
+    fn quantised(
         &mut self,
         settings: &'p Settings,
         rule: usize,

@@ -282,6 +282,9 @@ fn in_settings(
             Some(inner) => in_settings(tree, inner, rest, (first, &settings::ADAPT), over, hypers),
             None => Err(unknown(over, format!("`{block}.{first}` has no settings"), &[])),
         },
+        (None, [_, ..]) if slots.contains(first) => {
+            Err(unknown(over, format!("the program does not set `{block}.{first}`"), &[]))
+        }
         _ => {
             let mut names = strings(slots);
             names.extend(settings.rules().map(|rule| rule.name.name.clone()));

@@ -102,11 +102,11 @@ pub struct Adapt {
 /// Slots of each block, in the order of the documentation.
 pub const TRAIN: [&str; 9] = ["data", "ranks", "batch", "compute", "iterations", "clip", "schedule", "stop", "average"];
 /// See [`TRAIN`].
-pub const QUANTIZE: [&str; 2] = ["pack", "cap"];
+pub const QUANTIZE: [&str; 3] = ["pack", "cap", "calibrate"];
 /// See [`TRAIN`].
 pub const EVALUATE: [&str; 5] = ["data", "window", "stride", "limit", "adapt"];
 /// See [`TRAIN`].
-pub const ADAPT: [&str; 4] = ["epochs", "batch", "clip", "schedule"];
+pub const ADAPT: [&str; 5] = ["epochs", "batch", "clip", "schedule", "order"];
 
 /// The slots of a block.
 pub fn slots(kind: SectionKind) -> &'static [&'static str] {
@@ -212,6 +212,10 @@ impl<'p> Evaluator<'p, '_> {
         let Some(setting) = settings.get("data") else {
             return self.missing(at, block, "data", &format!("stream(\"{example}\")"));
         };
+        self.stream_of(setting)
+    }
+
+    fn stream_of(&mut self, setting: &'p Setting) -> Eval<(String, Span)> {
         let argument = self.slot_call(setting, "stream", 1)?;
         match argument.first().and_then(|expr| *expr) {
             Some(expr) => match self.expr(expr)? {
@@ -437,10 +441,30 @@ impl<'p> Evaluator<'p, '_> {
     pub fn quantize(&mut self, section: &'p Section, params: &[Parameter]) -> Eval<Quantize> {
         let settings = &section.settings;
         self.check_slots(settings, "quantize", &QUANTIZE);
+        self.calibrate(settings);
         let rules = rules::quantizers(self, settings, params);
         let level = self.pack(settings);
         let cap = self.int(settings, "cap", Some(16_000_000), 1, 1 << 50);
         Ok(Quantize { rules: rules?, codec: "zstd".to_string(), level: level?, cap: cap?.unwrap_or(16_000_000) as u64 })
+    }
+
+    /// Calibration data: never validation data, and not implemented yet.
+    fn calibrate(&mut self, settings: &'p Settings) {
+        let Some(setting) = settings.get("calibrate") else { return };
+        let Ok((pattern, at)) = self.stream_of(setting) else { return };
+        let program = self.program;
+        let scored = program.section(SectionKind::Evaluate).and_then(|s| s.settings.get("data"));
+        if let Some(scored) = scored
+            && let Ok((val, place)) = self.stream_of(scored)
+            && patterns_meet(&pattern, &val)
+        {
+            let message =
+                format!("calibration would read validation data: `{pattern}` and `{val}` name the same files");
+            let d = Diagnostic::error(codes::VALIDATION_DATA, message).at(at, "calibrated on").also(place, "scored");
+            self.error(d.note("rule 3: validation data may only be scored, and adapted on after it was scored"));
+            return;
+        }
+        self.fail(codes::UNSUPPORTED, at, "calibrated quantisers are not implemented in this golfc", "");
     }
 
     fn pack(&mut self, settings: &'p Settings) -> Eval<i32> {
@@ -505,6 +529,25 @@ impl<'p> Evaluator<'p, '_> {
         Ok(Evaluate { data: data?.0, window: window as u32, stride: stride as u32, limit: limit?, adapt })
     }
 
+    /// `order = score_first` is what there is; the other order can be written so that it can be refused.
+    fn order(&mut self, settings: &'p Settings) -> Eval<()> {
+        let Some(setting) = settings.get("order") else { return Ok(()) };
+        match &setting.value.expr.kind {
+            ExprKind::Name(word) if *word == "score_first" => Ok(()),
+            ExprKind::Name(word) if *word == "adapt_first" => {
+                let d = Diagnostic::error(codes::ILLEGAL, "a chunk would be adapted on before it is scored");
+                let d = d.at(setting.span, "").note(
+                    "rule 3: the state that scores a token must never have seen it; every chunk is scored first, and adapted on afterwards",
+                );
+                Err(self.error(d))
+            }
+            _ => {
+                let d = Diagnostic::error(codes::BAD_SETTING, "`order` is `score_first`").at(setting.value.span, "");
+                Err(self.error(d))
+            }
+        }
+    }
+
     fn adapt(&mut self, setting: &'p Setting, params: &[Parameter]) -> Eval<Option<Adapt>> {
         if matches!(setting.value.expr.kind, ExprKind::None) {
             return Ok(None);
@@ -525,6 +568,7 @@ impl<'p> Evaluator<'p, '_> {
             return Err(self.error(d.hint("write `chunked(32_768) { sgd on all { lr = 0.002, momentum = 0.9 } }`")));
         };
         self.check_slots(settings, "adapt", &ADAPT);
+        self.order(settings)?;
         let epochs = self.int(settings, "epochs", Some(1), 1, 1000);
         let batch = self.int(settings, "batch", Some(32), 1, 65_536);
         let clip = self.clip(settings, false);
