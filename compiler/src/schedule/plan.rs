@@ -10,6 +10,8 @@ use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
 use crate::kernel::{Access, Kernel, LaunchArg, plan_dtype};
 use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Segment, Variant};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Memory of a running executable besides segments and thread scratch: code, plan, heap and stacks of the runtime. Measured with VmHWM on
 /// a training run of a small model (x86-64, glibc 2.36), bytes.
@@ -47,7 +49,7 @@ pub struct Planned {
 
 /// Makes the plan of a precision. `states`: parameters first, then optimiser states and averages.
 pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result<Planned, Error> {
-    let mut scheduled = graphs.iter().map(schedule).collect::<Result<Vec<_>, _>>()?;
+    let mut scheduled = schedule_all(graphs)?;
     let mut steps: Vec<&mut Step> = scheduled.iter_mut().flat_map(|s| s.steps.iter_mut()).collect();
     lift::lift(&mut steps);
     let mut p = Planner::new(precision, states);
@@ -61,6 +63,25 @@ pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result
     let Planner { mut variant, kernels, entries, constants, .. } = p;
     variant.constants = constants.bytes;
     Ok(Planned { variant, kernels, entries, graphs: scheduled, steps: all })
+}
+
+/// Schedules graphs on all cores; the result does not depend on how many there are.
+fn schedule_all(graphs: &[Graph]) -> Result<Vec<Scheduled>, Error> {
+    let next = AtomicUsize::new(0);
+    let done: Vec<OnceLock<Result<Scheduled, Error>>> = graphs.iter().map(|_| OnceLock::new()).collect();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(graphs.len());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(graph) = graphs.get(i) else { break };
+                    let _ = done[i].set(schedule(graph));
+                }
+            });
+        }
+    });
+    done.into_iter().zip(graphs).map(|(r, g)| r.into_inner().unwrap_or_else(|| schedule(g))).collect()
 }
 
 /// Peak resident memory of a process that trains with this plan, bytes.
