@@ -36,11 +36,10 @@ impl<'a> Costs<'a> {
     /// Counts the evaluations of the nest that was written last.
     pub fn add(&mut self, e: &Evaluator, section: Level) {
         let rows = if section == Level::Row { self.rows() } else { 1 };
-        for &(v, level, _) in &e.trace.computed {
+        for &(v, level, varies) in &e.trace.computed {
             let Level::Loop(depth) = level else { continue };
-            let trips =
-                |k: usize| if e.vector == Some(k) { e.bounds.dims[k].div_ceil(LANES) } else { e.bounds.dims[k] };
-            *self.times.entry(v).or_insert(0) += rows * (0..depth).map(trips).product::<usize>();
+            let lanes = if varies { 1 } else { LANES };
+            *self.times.entry(v).or_insert(0) += rows * lanes * e.bounds.dims[..depth].iter().product::<usize>();
         }
     }
 

@@ -376,6 +376,7 @@ pub fn loss(s: Sizes, grad: bool) -> Sample {
         let weight = body.input("weight", DType::F32, &axes, Fill::Real);
         let grads = autodiff::grad(&mut body.b, &[(nll, weight)], &[l]).unwrap();
         body.write("dlogits", &[v], grads[0].unwrap());
+        body.output("nll", DType::F32, &axes, nll);
         return body.finish("loss_grad");
     }
     let axes = body.rows(&[]);
