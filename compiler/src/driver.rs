@@ -167,7 +167,10 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     let sizes = program::sizes(&model);
     let precisions = precisions(&model, o.precision.as_deref());
     let assemblies = times.stage("graphs", || {
-        precisions.iter().map(|&p| optim::assemble(&model, &sizes, p).map_err(|e| source.stop(e))).collect::<Outcome<Vec<_>>>()
+        precisions
+            .iter()
+            .map(|&p| optim::assemble(&model, &sizes, p).map_err(|e| source.stop(e)))
+            .collect::<Outcome<Vec<_>>>()
     })?;
     times.stage("legality", || program::check_legality(&assemblies[0]).map_err(|e| source.stop(e)))?;
     emit::graphs(emits, &assemblies[0])?;
@@ -198,7 +201,10 @@ fn code(o: &Options, emits: &[emit::Emit], built: &program::Built, times: &mut T
     }
     let timings = times.stage("code", || crate::package::link(&built.program, &built.kernels, out, &options))?;
     if o.time {
-        eprintln!("code: {} kernels compiled, {} from the cache; time summed over threads:", timings.compiled, timings.cached);
+        eprintln!(
+            "code: {} kernels compiled, {} from the cache; time summed over threads:",
+            timings.compiled, timings.cached
+        );
         for (name, time) in &timings.stages {
             eprintln!("{:>12} {:>9.1} ms", name, time.as_secs_f64() * 1e3);
         }

@@ -27,9 +27,10 @@ pub(super) fn parse(list: &[String], file: &Path) -> Result<Vec<Emit>> {
     list.iter()
         .map(|item| {
             let (name, path) = item.split_once('=').map_or((item.as_str(), None), |(n, p)| (n, Some(p)));
-            let stage = STAGES.into_iter().find(|s| *s == name).ok_or_else(|| {
-                Error::usage(format!("--emit={name}: expected one of {}", STAGES.join(", ")))
-            })?;
+            let stage = STAGES
+                .into_iter()
+                .find(|s| *s == name)
+                .ok_or_else(|| Error::usage(format!("--emit={name}: expected one of {}", STAGES.join(", "))))?;
             if stage == "ptx" {
                 return Err(Error::usage("--emit=ptx: this golfc generates no GPU code"));
             }

@@ -13,7 +13,13 @@ pub(super) fn text(model: &Model, b: &Built) -> String {
     let mut s = String::new();
     let p = &b.program;
     // Writing to a string cannot fail.
-    let _ = writeln!(s, "{}: {} parameters in {} tensors", p.name, thousands(model.numel() as u64), model.parameters().len());
+    let _ = writeln!(
+        s,
+        "{}: {} parameters in {} tensors",
+        p.name,
+        thousands(model.numel() as u64),
+        model.parameters().len()
+    );
     let mut groups: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
     for q in model.parameters() {
         let g = groups.entry(if q.unused { "unused" } else { &q.group }).or_default();
@@ -22,14 +28,33 @@ pub(super) fn text(model: &Model, b: &Built) -> String {
     for (name, (n, numel)) in groups {
         let _ = writeln!(s, "  {name:<12} {n:>4} tensors {:>14}", thousands(numel));
     }
-    let _ = writeln!(s, "training: {} tokens per step, {} FLOP per token (forward and backward, causal attention)", thousands(p.train.batch), thousands(p.flops_per_token));
+    let _ = writeln!(
+        s,
+        "training: {} tokens per step, {} FLOP per token (forward and backward, causal attention)",
+        thousands(p.train.batch),
+        thousands(p.flops_per_token)
+    );
     for (v, rss) in p.variants.iter().zip(&p.predicted_rss) {
         variant(&mut s, v, *rss);
     }
-    let _ = writeln!(s, "bytes_code: {} (source after --set {} + prelude definitions used {})", p.source.len() + p.prelude.len(), p.source.len(), p.prelude.len());
-    let _ = writeln!(s, "bytes_model and bytes_executable: known after pack and link; cap {}", thousands(p.quantize.cap));
-    let _ = writeln!(s, "legality: logits at t depend on tokens up to t of their own row, never on targets; normalised over {} ids by the compiler;", p.vocab);
-    let _ = writeln!(s, "  a chunk is adapted on only after it was scored; validation data reaches no training, averaging or packing graph: proven on the graphs");
+    let _ = writeln!(
+        s,
+        "bytes_code: {} (source after --set {} + prelude definitions used {})",
+        p.source.len() + p.prelude.len(),
+        p.source.len(),
+        p.prelude.len()
+    );
+    let _ =
+        writeln!(s, "bytes_model and bytes_executable: known after pack and link; cap {}", thousands(p.quantize.cap));
+    let _ = writeln!(
+        s,
+        "legality: logits at t depend on tokens up to t of their own row, never on targets; normalised over {} ids by the compiler;",
+        p.vocab
+    );
+    let _ = writeln!(
+        s,
+        "  a chunk is adapted on only after it was scored; validation data reaches no training, averaging or packing graph: proven on the graphs"
+    );
     for planned in &b.planned {
         fusion(&mut s, planned);
     }
@@ -38,7 +63,11 @@ pub(super) fn text(model: &Model, b: &Built) -> String {
 
 /// Which ops share a kernel, by distinct kernel of the training step, and why neighbours do not.
 fn fusion(s: &mut String, planned: &Planned) {
-    let _ = writeln!(s, "\nkernels of {} train.micro (distinct; calls, work of one call, fused ops):", planned.variant.precision);
+    let _ = writeln!(
+        s,
+        "\nkernels of {} train.micro (distinct; calls, work of one call, fused ops):",
+        planned.variant.precision
+    );
     for (g, steps) in planned.graphs.iter().zip(&planned.steps) {
         if g.graph.name != "train.micro" {
             continue;
@@ -84,11 +113,23 @@ fn variant(s: &mut String, v: &Variant, rss: u64) {
     let _ = writeln!(
         s,
         "{}: predicted peak memory of training {}: state {}, gradients {}, scratch {}, constants {}",
-        v.precision, mb(rss), mb(v.state_bytes), mb(v.grad_bytes), mb(scratch), mb(v.constants.len() as u64)
+        v.precision,
+        mb(rss),
+        mb(v.state_bytes),
+        mb(v.grad_bytes),
+        mb(scratch),
+        mb(v.constants.len() as u64)
     );
     for g in v.graphs.iter().filter(|g| !g.name.starts_with("pack.")) {
         let flops: u64 = g.calls.iter().map(|c| v.kernels[c.kernel as usize].flops).sum();
-        let _ = writeln!(s, "  {:<20} {:>5} calls {:>9.3} GFLOP {:>10} scratch", g.name, g.calls.len(), flops as f64 / 1e9, mb(g.scratch));
+        let _ = writeln!(
+            s,
+            "  {:<20} {:>5} calls {:>9.3} GFLOP {:>10} scratch",
+            g.name,
+            g.calls.len(),
+            flops as f64 / 1e9,
+            mb(g.scratch)
+        );
     }
 }
 

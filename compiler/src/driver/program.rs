@@ -24,7 +24,10 @@ pub(super) struct Built {
 
 fn error(e: &LegalityError, graph: &str) -> optim::Error {
     let path = if e.origin.visit.is_empty() { String::new() } else { format!(" in {}", e.origin.visit) };
-    optim::Error { message: format!("illegal evaluation ({graph}): {}{path}; rule: {}", e.why, e.rule.statement()), span: e.origin.span }
+    optim::Error {
+        message: format!("illegal evaluation ({graph}): {}{path}; rule: {}", e.why, e.rule.statement()),
+        span: e.origin.span,
+    }
 }
 
 /// The node whose value a graph writes to an output buffer.
@@ -46,17 +49,25 @@ pub(super) fn check_legality(a: &Assembly) -> Result<(), optim::Error> {
     for g in &a.graphs {
         let validation = g.name == "score" || g.name == "adapt.micro";
         let found = if validation {
-            let nll = output(g, "nll").ok_or_else(|| optim::Error { message: format!("{} has no score", g.name), span: None })?;
+            let nll = output(g, "nll")
+                .ok_or_else(|| optim::Error { message: format!("{} has no score", g.name), span: None })?;
             let vocab = logits(g).map(|l| l.1);
             match vocab {
                 Some(vocab) => check_score(g, nll, vocab, &Inputs::standard(Split::Val)).map(drop),
-                None => return Err(optim::Error { message: "the score is not the compiler's own cross-entropy of the logits".into(), span: None }),
+                None => {
+                    return Err(optim::Error {
+                        message: "the score is not the compiler's own cross-entropy of the logits".into(),
+                        span: None,
+                    });
+                }
             }
         } else {
             check_training(g, &Inputs::standard(Split::Train))
         };
         if let Err(errors) = found {
-            return Err(errors.first().map_or(optim::Error { message: "illegal evaluation".into(), span: None }, |e| error(e, &g.name)));
+            return Err(errors
+                .first()
+                .map_or(optim::Error { message: "illegal evaluation".into(), span: None }, |e| error(e, &g.name)));
         }
     }
     Ok(())
@@ -66,9 +77,11 @@ pub(super) fn check_legality(a: &Assembly) -> Result<(), optim::Error> {
 pub(super) fn perturbation(model: &Model, sizes: &Sizes) -> Result<(), optim::Error> {
     let sizes = optim::Sizes { score_rows: 2, window: 16, ..*sizes };
     let g = optim::score(model, &sizes, DType::F32)?;
-    let (at, vocab) = logits(&g).ok_or_else(|| optim::Error { message: "the score is not a cross-entropy".into(), span: None })?;
+    let (at, vocab) =
+        logits(&g).ok_or_else(|| optim::Error { message: "the score is not a cross-entropy".into(), span: None })?;
     let size = g.axes[vocab.0 as usize].size;
-    perturb(&g, at, &Inputs::standard(Split::Val), size, 1).map_err(|e| optim::Error { message: format!("perturbation test: {e}"), span: None })
+    perturb(&g, at, &Inputs::standard(Split::Val), size, 1)
+        .map_err(|e| optim::Error { message: format!("perturbation test: {e}"), span: None })
 }
 
 /// State layout: parameters, then optimiser states and averages, then adaptation.
@@ -81,7 +94,13 @@ fn states(model: &Model, a: &Assembly) -> Vec<StateBuffer> {
         init: p.init.clone(),
         param: Some((p.group.clone(), p.unused)),
     });
-    let rest = a.states.iter().map(|s| StateBuffer { name: s.name.clone(), dtype: s.dtype, shape: size(&s.axes), init: s.init.clone(), param: None });
+    let rest = a.states.iter().map(|s| StateBuffer {
+        name: s.name.clone(),
+        dtype: s.dtype,
+        shape: size(&s.axes),
+        init: s.init.clone(),
+        param: None,
+    });
     params.chain(rest).collect()
 }
 
@@ -95,14 +114,24 @@ pub(super) fn sizes(model: &Model) -> Sizes {
     let fit = |len: usize| (MICRO_TOKENS / len).max(1);
     let micro_rows = (1..=fit(t.seq as usize).min(rows)).rev().find(|n| rows % n == 0).unwrap_or(1);
     let window = e.window as usize;
-    Sizes { ranks: t.ranks, seq: t.seq as usize, micro_rows, window, score_rows: fit(window), adapt_rows: 1, adapt: e.adapt.is_some() }
+    Sizes {
+        ranks: t.ranks,
+        seq: t.seq as usize,
+        micro_rows,
+        window,
+        score_rows: fit(window),
+        adapt_rows: 1,
+        adapt: e.adapt.is_some(),
+    }
 }
 
 /// Plans every precision and puts the program together.
 pub(super) fn build(model: &Model, sizes: &Sizes, assemblies: &[Assembly]) -> Result<Built, schedule::Error> {
     let planned = assemblies
         .iter()
-        .map(|a| schedule::plan::plan(if a.precision == DType::F32 { "f32" } else { "bf16" }, &a.graphs, &states(model, a)))
+        .map(|a| {
+            schedule::plan::plan(if a.precision == DType::F32 { "f32" } else { "bf16" }, &a.graphs, &states(model, a))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
     for k in planned.iter().flat_map(|p| &p.kernels) {

@@ -30,6 +30,8 @@ pub struct Edit {
     end: usize,
     file: FileId,
     from: usize,
+    /// Length of its PATH.
+    path: usize,
     /// How many of the text's first bytes are not of the `--set` (`limit = ` of an insertion).
     lead: usize,
 }
@@ -99,21 +101,17 @@ fn parse(set: &str, file: FileId) -> Result<Override<'_>, Vec<Diagnostic>> {
     // Offsets of the expression are those in the whole `--set` text: blanks stand for the path.
     let padded = format!("{}{expr}", " ".repeat(from));
     let value = parse_value(file, padded.as_bytes())?;
-    Ok(Override {
-        path: path.trim().split('.').collect(),
-        expr,
-        file,
-        from,
-        span: Span::new(file, 0, path.len()),
-        value,
-    })
+    // The value alone: blanks and comments around it stay out of the program.
+    let (from, expr) = (value.span.start as usize, set.get(value.span.range()).unwrap_or(expr));
+    let span = Span::new(file, 0, path.len());
+    Ok(Override { path: path.trim().split('.').collect(), expr, file, from, span, value })
 }
 
 /// Makes the changes, last first, and keeps the places of earlier edits right.
 fn edit(out: &mut Overridden, over: &Override<'_>, mut changes: Vec<Change>) {
     changes.sort_by_key(|change| std::cmp::Reverse(change.start));
     for change in changes {
-        let new = format!("{}{}{}", change.lead, over.expr.trim(), change.tail);
+        let new = format!("{}{}{}", change.lead, over.expr, change.tail);
         let removed = change.end - change.start;
         out.text.replace_range(change.start..change.end, &new);
         out.edits.retain(|old| old.end <= change.start || old.start >= change.end);
@@ -123,9 +121,15 @@ fn edit(out: &mut Overridden, over: &Override<'_>, mut changes: Vec<Change>) {
                 old.end = old.end + new.len() - removed;
             }
         }
-        let from = over.from + (over.expr.len() - over.expr.trim_start().len());
         let end = change.start + new.len();
-        out.edits.push(Edit { start: change.start, end, file: over.file, from, lead: change.lead.len() });
+        out.edits.push(Edit {
+            start: change.start,
+            end,
+            file: over.file,
+            from: over.from,
+            path: over.span.end as usize,
+            lead: change.lead.len(),
+        });
     }
 }
 
@@ -140,7 +144,7 @@ pub fn relocate(diagnostics: &mut [Diagnostic], program: FileId, edits: &[Edit])
         let from = |at: usize| edit.from + at.saturating_sub(edit.start + edit.lead);
         *span = if end <= edit.start + edit.lead {
             // The name of an inserted setting: show the path.
-            Span::new(edit.file, 0, edit.from.saturating_sub(1))
+            Span::new(edit.file, 0, edit.path)
         } else {
             Span::new(edit.file, from(start), from(end))
         };

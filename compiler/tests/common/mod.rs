@@ -65,6 +65,7 @@ pub fn safetensors(path: &str) -> BTreeMap<String, Tensor> {
         let values = match entry["dtype"].as_str().unwrap() {
             "F32" => raw.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
             "I32" => raw.chunks(4).map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap()))).collect(),
+            "BF16" => raw.chunks(2).map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
             "F16" => raw.chunks(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
             "I8" => raw.iter().map(|b| f64::from(*b as i8)).collect(),
             "U8" => raw.iter().map(|b| f64::from(*b)).collect(),
