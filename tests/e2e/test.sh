@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# What `make test` runs: formatting, lints, all Rust tests, then the built programs as a user would run them.
+# What `make test` runs: formatting, all Rust tests, then models/tiny.golf as a user would run it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 say() { printf '\n== %s\n' "$*"; }
 
 say "format"; cargo fmt --all --check
-say "language, graph and runtime tests"
+say "grammar, compiler and runtime"
 cargo test --workspace --no-fail-fast
+say "models/tiny.golf end to end"
+cargo build -p golf-compiler
+tests/e2e/tiny.sh target/debug/golfc
