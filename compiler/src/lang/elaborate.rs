@@ -1,4 +1,5 @@
-//! The evaluator: statements, names, axes. Expressions are in [`super::expr`], calls in [`super::call`].
+//! The evaluator: its state, its limits, names and messages. The parts are in [`super::stmt`],
+//! [`super::expr`], [`super::call`], [`super::axes`].
 //!
 //! *Takes* a [`Program`] and a graph builder; *gives* values, and nodes in the graph for everything that is a tensor; *promises*
 //! that a mistake becomes one diagnostic and the rest is still evaluated, that evaluation ends ([`Limits`]), and that the same
@@ -7,18 +8,17 @@
 //! Staging: numbers, lists, functions and layers exist here only. A name whose value could not be computed is bound to
 //! [`Value::Broken`], and whatever uses it fails silently, so that one mistake gives one message.
 
+use super::axes::AxisNames;
 use super::codes;
 use super::host::HostArena;
 use super::program::{Global, ModuleId, Program};
-use super::scope::{Frame, FrameKind, Scope, Var};
+use super::scope::{Frame, FrameKind};
 use super::value::{Value, tensor};
 use crate::graph::build::Builder;
 use crate::graph::error::TypeError;
-use crate::graph::ir::{AxisId, AxisRole, NodeId, Origin};
+use crate::graph::ir::{AxisId, NodeId, Origin};
 use crate::optim::Parameter;
-use golf_grammar::ast::{
-    AxisDecl, AxisSize, Block, ConstDecl, Expr, Ident, Pattern, PatternKind, Rounding, Stmt, StmtKind,
-};
+use golf_grammar::ast::{ConstDecl, Rounding};
 use golf_grammar::{Code, Diagnostic, Sink, Span};
 use golf_runtime::plan::Init;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,35 +48,6 @@ impl Limits {
     pub const AXIS: i64 = 1 << 31;
     /// Errors after which nothing more is evaluated.
     pub const ERRORS: usize = 50;
-}
-
-/// Unique graph names for axes by declaring place, size and copy, kept over all evaluations of a program.
-#[derive(Clone, Debug, Default)]
-pub struct AxisNames {
-    table: BTreeMap<(Span, usize, usize), String>,
-    taken: BTreeSet<String>,
-}
-
-impl AxisNames {
-    /// Keeps a name for one axis.
-    pub fn reserve(&mut self, name: &str) {
-        self.taken.insert(name.to_string());
-    }
-
-    fn name(&mut self, site: Span, stem: &str, size: usize, copy: usize) -> String {
-        if let Some(name) = self.table.get(&(site, size, copy)) {
-            return name.clone();
-        }
-        let mut name = stem.to_string();
-        let mut n = 0;
-        while self.taken.contains(&name) {
-            n += 1;
-            name = format!("{stem}.{n}");
-        }
-        self.taken.insert(name.clone());
-        self.table.insert((site, size, copy), name.clone());
-        name
-    }
 }
 
 /// A parameter as declared.
@@ -154,14 +125,14 @@ pub struct Evaluator<'p, 'b> {
     pub(super) sites: Vec<Span>,
     depth: usize,
     turns: u64,
-    stopped: bool,
+    pub(super) stopped: bool,
     reported: BTreeSet<(u16, Option<Span>)>,
     /// Errors so far, repeated ones too.
     pub(super) failures: usize,
     /// The parameter whose optimizer, average or quantizer runs.
     pub(super) subject: Option<String>,
     consts: BTreeMap<(ModuleId, &'p str), Option<Eval<Value<'p>>>>,
-    axes: BTreeMap<(ModuleId, String), Option<Eval<AxisId>>>,
+    pub(super) axes: BTreeMap<(ModuleId, String), Option<Eval<AxisId>>>,
 }
 
 impl<'p, 'b> Evaluator<'p, 'b> {
@@ -350,7 +321,7 @@ impl<'p, 'b> Evaluator<'p, 'b> {
         value
     }
 
-    fn const_value(&mut self, decl: &'p ConstDecl) -> Eval<Value<'p>> {
+    pub(super) fn const_value(&mut self, decl: &'p ConstDecl) -> Eval<Value<'p>> {
         let value = self.expr(&decl.value)?;
         match &decl.ty {
             Some(ty) => self.check(value, ty, decl.value.span, &mut Vec::new()),
@@ -368,69 +339,6 @@ impl<'p, 'b> Evaluator<'p, 'b> {
         result
     }
 
-    /// The axis of a name where an axis is meant.
-    pub fn axis(&mut self, name: &'p Ident) -> Eval<AxisId> {
-        match self.find_axis(name.as_str()) {
-            Some(found) => found,
-            None => {
-                let names = self.visible_axes();
-                let mut d = Diagnostic::error(codes::UNKNOWN_AXIS, format!("there is no axis `{}` here", name.name))
-                    .at(name.span, "not an axis")
-                    .did_you_mean(name.as_str(), name.span, names.iter().map(String::as_str));
-                if self.frames.last().is_some_and(|frame| frame.get(name.as_str()).is_some()) {
-                    d = d.note("a value has this name, but axes and values are two namespaces");
-                }
-                Err(self.error(d))
-            }
-        }
-    }
-
-    /// The axis of a name, or `None`.
-    pub fn find_axis(&mut self, name: &str) -> Option<Eval<AxisId>> {
-        if let Some(axis) = self.frames.last().and_then(|frame| frame.axis(name)) {
-            return Some(Ok(axis));
-        }
-        let module = self.module();
-        let key = (module, name.to_string());
-        match self.axes.get(&key) {
-            Some(Some(known)) => return Some(*known),
-            Some(None) => {
-                let span = self.program.modules[module].axis(name).map_or(Span::default(), |decl| decl.name.span);
-                return Some(Err(self.fail(codes::CYCLE, span, format!("the axis `{name}` is defined by itself"), "")));
-            }
-            None => {}
-        }
-        let program = self.program;
-        let decl = program.modules[module].axis(name)?;
-        self.axes.insert(key.clone(), None);
-        let axis = self.on_top(module, |e| {
-            let (size, role) = e.axis_size(decl)?;
-            let made = e.b.axis(name, size, role);
-            made.map_err(|error| e.fail(codes::TENSOR, decl.span, error.to_string(), ""))
-        });
-        self.axes.insert(key, Some(axis));
-        Some(axis)
-    }
-
-    /// Fixes a top-level axis of the user's file (batch and time of a graph).
-    pub fn set_axis(&mut self, name: &str, axis: AxisId) {
-        self.axes.insert((0, name.to_string()), Some(Ok(axis)));
-    }
-
-    fn visible_axes(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        if let Some(frame) = self.frames.last() {
-            names.extend(frame.scopes.iter().flat_map(|scope| scope.axes().iter().map(|(name, _)| name.to_string())));
-            if let Some(outer) = &frame.outer {
-                names.extend(outer.borrow().axes().iter().map(|(name, _)| name.to_string()));
-            }
-        }
-        let module = self.module();
-        names.extend(self.program.modules[module].axis_names().map(str::to_string));
-        names.extend(self.axes.keys().filter(|(m, _)| *m == module).map(|(_, name)| name.clone()));
-        names
-    }
-
     /// Value names that could have been meant, for suggestions.
     pub fn visible_values(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
@@ -443,316 +351,5 @@ impl<'p, 'b> Evaluator<'p, 'b> {
         names.extend(self.program.visible_values(self.module()).map(str::to_string));
         names.extend(super::builtin::names().map(str::to_string));
         names
-    }
-
-    /// Size and role of a declared axis.
-    pub fn axis_size(&mut self, decl: &'p AxisDecl) -> Eval<(usize, AxisRole)> {
-        match &decl.size {
-            AxisSize::Like(name) => {
-                let axis = self.axis(name)?;
-                let like = &self.b.graph().axes[axis.0 as usize];
-                Ok((like.size, like.role))
-            }
-            AxisSize::Value { value, rounding } => {
-                let before = std::mem::replace(&mut self.rounding, rounding.as_ref().map(|(r, _)| *r));
-                let size = self.expr(value);
-                self.rounding = before;
-                Ok((self.positions(size?, value.span, &decl.name.name)?, AxisRole::Plain))
-            }
-        }
-    }
-
-    fn positions(&mut self, size: Value<'p>, span: Span, name: &str) -> Eval<usize> {
-        match size {
-            Value::Int(n) if (1..Limits::AXIS).contains(&n) => Ok(n as usize),
-            Value::Int(n) => {
-                let message = format!("the axis `{name}` would have {n} positions");
-                Err(self.fail(codes::AXIS_SIZE, span, message, "an axis has at least 1 position, and fewer than 2^31"))
-            }
-            other => {
-                let found = other.describe(self.b);
-                Err(self.error(
-                    Diagnostic::error(
-                        codes::WRONG_KIND,
-                        format!("the size of the axis `{name}` is not a whole number"),
-                    )
-                    .at(span, format!("this is {found}"))
-                    .expected_found("an integer", found),
-                ))
-            }
-        }
-    }
-
-    /// Declares a local axis: a name of its own, different from every axis that came in as an argument.
-    pub fn local_axis(&mut self, name: &'p Ident, size: usize, role: AxisRole) -> Eval<AxisId> {
-        for copy in 0.. {
-            let unique = self.names.name(name.span, name.as_str(), size, copy);
-            let axis = match self.b.axis(&unique, size, role) {
-                Ok(axis) => axis,
-                Err(error) => return Err(self.fail(codes::TENSOR, name.span, error.to_string(), "")),
-            };
-            if !self.frame().incoming.contains(&axis) {
-                self.frame().inner().bind_axis(name.as_str(), axis);
-                return Ok(axis);
-            }
-        }
-        Err(Reported)
-    }
-
-    // ---- statements ----
-
-    /// Runs a block in a scope of its own and gives its value.
-    pub fn block(&mut self, block: &'p Block) -> Eval<Value<'p>> {
-        self.frame().scopes.push(Scope::default());
-        let value = self.body(block);
-        self.frame().scopes.pop();
-        value
-    }
-
-    /// Runs the statements of a block in the innermost scope and gives the block's value.
-    pub fn body(&mut self, block: &'p Block) -> Eval<Value<'p>> {
-        let (before, value) = block.split_value();
-        for stmt in before {
-            self.statement(stmt);
-        }
-        match value {
-            Some(value) => self.expr(value),
-            None => Ok(Value::unit()),
-        }
-    }
-
-    fn statement(&mut self, stmt: &'p Stmt) {
-        // Errors have been reported; what the statement would have bound is bound to a broken value.
-        let _ = match &stmt.kind {
-            StmtKind::Let { pattern, ty, value } => {
-                let result = self.expr(value).and_then(|v| match ty {
-                    Some(ty) => self.check(v, ty, value.span, &mut Vec::new()),
-                    None => Ok(v),
-                });
-                let ty = if matches!(pattern.kind, PatternKind::Name(_)) { ty.as_ref() } else { None };
-                self.bind(pattern, result.unwrap_or(Value::Broken), value.span, ty)
-            }
-            StmtKind::Rebind { target, value } => {
-                // The new value would have had the type of the old: with the old one, what follows can still be checked.
-                match self.expr(value) {
-                    Ok(result) => self.rebind(target, result, value.span),
-                    Err(Reported) => self.spoil(target),
-                }
-            }
-            StmtKind::Const(list) => {
-                for decl in list {
-                    let value = self.const_value(decl).unwrap_or(Value::Broken);
-                    let var = Var { value, ty: decl.ty.as_ref(), span: decl.name.span };
-                    self.frame().inner().bind(decl.name.as_str(), var);
-                }
-                Ok(())
-            }
-            StmtKind::Axis(list) => {
-                for decl in list {
-                    if let Ok((size, role)) = self.axis_size(decl) {
-                        let _ = self.local_axis(&decl.name, size, role);
-                    }
-                }
-                Ok(())
-            }
-            StmtKind::Param(decl) => self.param(decl),
-            StmtKind::State(decl) => self.state(decl),
-            StmtKind::For { pattern, iter, body } => self.repeat(pattern, iter, body),
-            StmtKind::Expr(expr) => self.expr(expr).map(|_| ()),
-        };
-    }
-
-    fn repeat(&mut self, pattern: &'p Pattern, iter: &'p Expr, body: &'p Block) -> Eval<()> {
-        for item in self.items(iter)? {
-            self.turns(iter.span, 1)?;
-            self.frame().scopes.push(Scope::default());
-            let _ = self.bind(pattern, item, iter.span, None).and_then(|()| self.block(body));
-            self.frame().scopes.pop();
-            if self.stopped {
-                return Err(Reported);
-            }
-        }
-        Ok(())
-    }
-
-    /// The elements of a range or list.
-    pub fn items(&mut self, iter: &'p Expr) -> Eval<Vec<Value<'p>>> {
-        match self.expr(iter)? {
-            Value::Range(from, to) => {
-                let n = to.saturating_sub(from).max(0) as u64;
-                if n > Limits::TURNS {
-                    self.turns(iter.span, n)?;
-                }
-                Ok((from..to).map(Value::Int).collect())
-            }
-            Value::List(items) => Ok(items.as_ref().clone()),
-            other => {
-                let found = other.describe(self.b);
-                Err(self.error(
-                    Diagnostic::error(codes::WRONG_KIND, "a loop runs over a range or a list")
-                        .at(iter.span, format!("this is {found}"))
-                        .expected_found("a range such as `0..n`, or a list", found),
-                ))
-            }
-        }
-    }
-
-    /// Binds the names of a pattern.
-    pub fn bind(
-        &mut self,
-        pattern: &'p Pattern,
-        value: Value<'p>,
-        at: Span,
-        ty: Option<&'p golf_grammar::ast::Type>,
-    ) -> Eval<()> {
-        match &pattern.kind {
-            PatternKind::Ignore => Ok(()),
-            PatternKind::Name(name) => {
-                let var = Var { value, ty, span: name.span };
-                self.frame().inner().bind(name.as_str(), var);
-                Ok(())
-            }
-            PatternKind::Tuple(parts) => {
-                let values = self.parts(pattern, parts.len(), value, at);
-                let failed = values.is_err();
-                let values = values.unwrap_or_else(|_| vec![Value::Broken; parts.len()]);
-                for (part, value) in parts.iter().zip(values) {
-                    self.bind(part, value, at, None)?;
-                }
-                if failed { Err(Reported) } else { Ok(()) }
-            }
-        }
-    }
-
-    fn parts(&mut self, pattern: &Pattern, n: usize, value: Value<'p>, at: Span) -> Eval<Vec<Value<'p>>> {
-        let values: Vec<Value<'p>> = match &value {
-            Value::Broken => return Err(Reported),
-            Value::Tuple(items) => items.iter().map(|(_, value)| value.clone()).collect(),
-            Value::List(items) => items.as_ref().clone(),
-            _ => Vec::new(),
-        };
-        if values.len() == n {
-            return Ok(values);
-        }
-        let found = value.describe(self.b);
-        Err(self.error(
-            Diagnostic::error(codes::PATTERN, format!("{n} names for {found}"))
-                .at(pattern.span, format!("{n} names"))
-                .also(at, format!("this is {found}"))
-                .expected_found(format!("a tuple of {n}"), found),
-        ))
-    }
-
-    fn rebind(&mut self, target: &'p Pattern, value: Value<'p>, at: Span) -> Eval<()> {
-        match &target.kind {
-            PatternKind::Ignore => Ok(()),
-            PatternKind::Name(name) => self.assign(name, value, at),
-            PatternKind::Tuple(parts) => {
-                let values = self.parts(target, parts.len(), value, at);
-                let values = values.unwrap_or_else(|_| vec![Value::Broken; parts.len()]);
-                for (part, value) in parts.iter().zip(values) {
-                    self.rebind(part, value, at)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// After an error in the new value: what could have been `none` or a list before is unknown now.
-    fn spoil(&mut self, target: &'p Pattern) -> Eval<()> {
-        match &target.kind {
-            PatternKind::Name(name) => {
-                if let Some(frame) = self.frames.last_mut()
-                    && let Some(var) = frame.scopes.iter_mut().rev().find_map(|scope| scope.get_mut(name.as_str()))
-                    && (var.optional() || matches!(var.value, Value::List(_)))
-                {
-                    var.value = Value::Broken;
-                }
-            }
-            PatternKind::Ignore => {}
-            PatternKind::Tuple(parts) => {
-                for part in parts {
-                    let _ = self.spoil(part);
-                }
-            }
-        }
-        Err(Reported)
-    }
-
-    /// Gives a visible local name a new value of the same type.
-    pub fn assign(&mut self, name: &'p Ident, value: Value<'p>, at: Span) -> Eval<()> {
-        let old =
-            self.frames.last().and_then(|f| f.scopes.iter().rev().find_map(|scope| scope.get(name.as_str()).cloned()));
-        let stateful = self.states.is_some();
-        let outer = self.frames.last().and_then(|f| f.outer.clone()).filter(|_| stateful);
-        let old = old.or_else(|| outer.as_ref().and_then(|outer| outer.borrow().get(name.as_str()).cloned()));
-        let Some(old) = old else { return Err(self.cannot_rebind(name)) };
-        if !matches!(old.value, Value::Broken) && !matches!(value, Value::Broken) && !self.same_type(&old, &value) {
-            let (was, is) = (old.value.describe(self.b), value.describe(self.b));
-            let mut d = Diagnostic::error(codes::REBIND, format!("`{}` cannot change its type", name.name))
-                .at(at, format!("this is {is}"))
-                .also(old.span, format!("`{}` is {was}", name.name))
-                .expected_found(was, is);
-            if matches!(old.value, Value::None) || matches!(value, Value::None) {
-                d = d.hint(format!("declare it as an optional: `let {}: [b t d]? = none`", name.name));
-            } else {
-                d = d.hint("use `let` for a new name");
-            }
-            self.error(d);
-            return Err(Reported);
-        }
-        let value = match (old.ty, value) {
-            (_, Value::Broken) => Value::Broken,
-            (Some(ty), value) => self.check(value, ty, at, &mut Vec::new()).unwrap_or(Value::Broken),
-            (None, value) => value,
-        };
-        if let Some(frame) = self.frames.last_mut()
-            && let Some(var) = frame.scopes.iter_mut().rev().find_map(|scope| scope.get_mut(name.as_str()))
-        {
-            var.value = value;
-        } else if let Some(outer) = outer
-            && let Some(var) = outer.borrow_mut().get_mut(name.as_str())
-        {
-            var.value = value;
-        }
-        Ok(())
-    }
-
-    fn cannot_rebind(&mut self, name: &Ident) -> Reported {
-        let fixed = self.lookup(name.as_str()).is_some();
-        let message = if fixed {
-            format!("`{}` is fixed here and cannot be given a new value", name.name)
-        } else {
-            format!("there is no local name `{}` to give a new value", name.name)
-        };
-        let mut d = Diagnostic::error(codes::REBIND, message).at(name.span, "");
-        if fixed {
-            d = d.note("constants, definitions and the names of a layer's body do not change");
-        } else {
-            let names = self.visible_values();
-            d = d.did_you_mean(name.as_str(), name.span, names.iter().map(String::as_str));
-        }
-        self.error(d.hint(format!("`let {} = …` declares a new name", name.name)))
-    }
-
-    fn same_type(&self, old: &Var<'p>, new: &Value<'p>) -> bool {
-        if old.optional() {
-            // The declared type is checked afterwards.
-            return true;
-        }
-        match (&old.value, new) {
-            (Value::Int(_) | Value::Float(_), Value::Int(_) | Value::Float(_) | Value::Host(_)) => true,
-            // A number is a tensor without axes, and sums often start from one.
-            (Value::Int(_) | Value::Float(_), Value::Tensor(_)) => true,
-            (Value::Host(_), Value::Int(_) | Value::Float(_)) => true,
-            (Value::Tensor(x), Value::Tensor(y)) => {
-                let (x, y) = (self.b.ty(*x), self.b.ty(*y));
-                let kind = |d: crate::graph::ir::DType| if d.is_float() { crate::graph::ir::DType::F32 } else { d };
-                kind(x.dtype) == kind(y.dtype)
-                    && x.axes.len() == y.axes.len()
-                    && x.axes.iter().all(|axis| y.axes.contains(axis))
-            }
-            (x, y) => std::mem::discriminant(x) == std::mem::discriminant(y),
-        }
     }
 }

@@ -3,10 +3,11 @@
 //! *Takes* a program text and overrides; *gives* a [`Model`] or diagnostics; *promises* that a program that loads has been elaborated
 //! whole, and that nothing of it is silently without effect.
 //!
-//! The road: [`sets`] edits the text, [`program`] collects definitions, [`resolve`] checks names, [`elaborate`] (with [`expr`],
-//! [`ops`], [`call`], [`builtin`], [`types`], [`params`]) evaluates and makes nodes, [`settings`] and [`rules`] read the blocks, [`model`]
-//! holds the result.
+//! The road: [`sets`] edits the text, [`program`] collects definitions, [`resolve`] checks names, [`elaborate`] (with [`stmt`],
+//! [`expr`], [`ops`], [`axes`], [`call`], [`builtin`], [`types`], [`params`]) evaluates and makes nodes, [`settings`] and [`rules`] read the blocks,
+//! [`slots`] runs what fills them, [`model`] holds the result.
 
+pub mod axes;
 pub mod builtin;
 pub mod call;
 pub mod codes;
@@ -23,6 +24,8 @@ pub mod rules;
 pub mod scope;
 pub mod sets;
 pub mod settings;
+pub mod slots;
+pub mod stmt;
 pub mod types;
 pub mod value;
 

@@ -4,8 +4,9 @@
 //! averages and quantisers to a graph; *promises* that all of them have been elaborated once, so that what can go wrong has been
 //! reported, and that equal calls add equal nodes.
 
+use super::axes::AxisNames;
 use super::codes;
-use super::elaborate::{AxisNames, Declared, Eval, Evaluator, Reported};
+use super::elaborate::{Declared, Eval, Evaluator, Reported};
 use super::prelude::Prelude;
 use super::program::Program;
 use super::resolve::{self, Name, Space};

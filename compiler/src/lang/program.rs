@@ -1,6 +1,6 @@
 //! The program as a table of definitions: the user's file and the prelude modules it uses.
 //!
-//! *Takes* syntax trees; *gives* [`Program`], in which every definition has a place ([`DefId`]-like module and name) and sections
+//! *Takes* syntax trees; *gives* [`Program`], in which every definition has a place (module and name) and sections
 //! and the model stand ready; *promises* unique names per module (duplicates are reported), resolved `use` lists, and no evaluation.
 
 use super::codes;

@@ -9,6 +9,7 @@ use super::elaborate::{Eval, Evaluator, Reported};
 use super::host;
 use super::rules::{self, Rules};
 use super::scope::Var;
+use super::slots;
 use super::value::{Clock, Value};
 use crate::graph::ir::DType;
 use crate::optim::{Parameter, Phase};
@@ -412,7 +413,7 @@ impl<'p> Evaluator<'p, '_> {
                 }
                 name = format!("{}{n}", def.name.name);
             }
-            let when = rules::average_when(self, (def, module, &hypers), &name, first, value.span)?;
+            let when = slots::average_when(self, (def, module, &hypers), &name, first, value.span)?;
             out.push(Average { name, when });
         }
         Ok(out)
