@@ -15,7 +15,7 @@ use super::cluster::{
 use super::contract::{self, Digits, Place};
 use super::layout::{View, axes, buffer_of, dense, is_role, numel};
 use super::prepare::{Prepared, is_move};
-use crate::graph::ir::{AxisId, BufferId, Graph, NodeId, Op, Reduce};
+use crate::graph::ir::{AxisId, Graph, NodeId, Op, Reduce};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Vectors and matrices up to this many elements are one row.
@@ -24,9 +24,9 @@ const SMALL: usize = 4096;
 const MOST_NODES: usize = 400;
 /// Clusters that look at the same memory are joined if their nodes are at most this far apart.
 const NEAR: u32 = 100;
-/// Large values that an epilogue reads at most. What reads more gains nothing from being an epilogue, and keeping epilogues alike over
-/// layers keeps the number of kernels small.
-const EPILOGUE_OPERANDS: usize = 1;
+/// Large activations that an epilogue reads at most, and large matrices. Reading more gains nothing, and keeping epilogues alike over layers
+/// keeps the number of kernels small.
+const EPILOGUE_OPERANDS: (usize, usize) = (1, 2);
 /// A leaf is large for a value if it has more than 1/8 of its elements.
 const LARGE: usize = 8;
 
@@ -50,8 +50,8 @@ pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
         written: BTreeMap::new(),
         outputs: BTreeMap::new(),
     };
-    for effect in &p.effects {
-        f.outputs.entry(effect.value).or_default().push(effect.buffer);
+    for (i, output) in p.effects.iter().enumerate() {
+        f.outputs.entry(output.value).or_default().push(i);
     }
     for i in 0..n as u32 {
         f.node(NodeId(i)).map_err(|r| {
@@ -82,10 +82,10 @@ struct Fuse<'p> {
     /// Attention clusters by operands.
     attends: BTreeMap<Vec<NodeId>, usize>,
     reach: Reach,
-    /// Buffers written, by cluster.
-    written: BTreeMap<usize, BTreeSet<BufferId>>,
-    /// Buffers that a value is written to.
-    outputs: BTreeMap<NodeId, Vec<BufferId>>,
+    /// Outputs by cluster.
+    written: BTreeMap<usize, Vec<usize>>,
+    /// Outputs by value.
+    outputs: BTreeMap<NodeId, Vec<usize>>,
 }
 
 type Step<T> = Result<T, Refusal>;
@@ -548,15 +548,16 @@ impl Fuse<'_> {
         if self.count.get(&c).copied().unwrap_or(0) >= MOST_NODES {
             return Err(refuse("would make the kernel too large"));
         }
-        if self.buffers(n).any(|b| self.written.get(&c).is_some_and(|w| w.contains(b))) {
-            return Err(refuse("is added to a buffer that the kernel writes already"));
+        if !self.apart(&self.targets(n), self.written.get(&c).unwrap_or(&Vec::new())) {
+            return Err(refuse("goes to a buffer that the kernel writes already"));
         }
         let mut walk = Walk::new(&self.c, c, Depth::New, &none);
         walk.operands(n, &digits)?;
         if matches!(self.c.list[c].kind, Kind::Gemm { .. }) {
             let mut bases: BTreeSet<_> = self.bases(n).into_iter().filter(|b| self.c.home(*b) != Some(c)).collect();
             bases.extend(&self.c.list[c].bases);
-            if bases.len() > EPILOGUE_OPERANDS {
+            let most = if self.has_time(n) { EPILOGUE_OPERANDS.0 } else { EPILOGUE_OPERANDS.1 };
+            if bases.len() > most {
                 return Err(refuse("would make the epilogue read another large value"));
             }
         }
@@ -600,22 +601,26 @@ impl Fuse<'_> {
         if !node.ty.axes.iter().all(known) || !covers(frame, &mine) {
             return Err(refuse("has axes that the product has not"));
         }
-        let writes = |order: &[AxisId]| {
-            let view = View { base: n, offset: 0, axes: dense(g, order) };
-            frame.linear(g, &view, &mine).is_some_and(|s| s.get(&Place::N) == Some(&1))
-        };
-        if !writes(&self.c.p.layouts.order(g, n)) {
+        let writes = |view: &View| frame.linear(g, view, &mine).is_some_and(|s| s.get(&Place::N) == Some(&1));
+        let own = View { base: n, offset: 0, axes: dense(g, &self.c.p.layouts.order(g, n)) };
+        if !writes(&own) {
             return Err(refuse("would be stored across the product's rows"));
         }
-        if !self.buffers(n).all(|b| writes(&g.buffers[b.0 as usize].ty.axes)) {
+        if !self.targets(n).iter().all(|o| writes(&self.c.p.effects[*o].view())) {
             return Err(refuse("goes to a buffer stored across the product's rows"));
         }
         Ok(mine)
     }
 
-    /// Buffers that a value is written to.
-    fn buffers(&self, n: NodeId) -> impl Iterator<Item = &BufferId> {
-        self.outputs.get(&n).into_iter().flatten()
+    /// Outputs of a value.
+    fn targets(&self, n: NodeId) -> Vec<usize> {
+        self.outputs.get(&n).cloned().unwrap_or_default()
+    }
+
+    /// Whether no output of one list may touch one of the other.
+    fn apart(&self, a: &[usize], b: &[usize]) -> bool {
+        let all = &self.c.p.effects;
+        a.iter().all(|x| b.iter().all(|y| all[*x].apart(&all[*y], self.g())))
     }
 
     fn join(&mut self, n: NodeId, c: usize) -> bool {
@@ -640,8 +645,8 @@ impl Fuse<'_> {
     fn home(&mut self, n: NodeId, c: usize, deps: BTreeSet<usize>) {
         self.c.spot[n.0 as usize] = Spot::In(c);
         *self.count.entry(c).or_default() += 1;
-        let buffers: Vec<_> = self.buffers(n).copied().collect();
-        self.written.entry(c).or_default().extend(buffers);
+        let targets = self.targets(n);
+        self.written.entry(c).or_default().extend(targets);
         // Operands of an anchor are no operands of its epilogue.
         let own = matches!(self.c.list[c].kind, Kind::Gemm { dot, .. } if dot == n);
         let bases = if own { BTreeSet::new() } else { self.bases(n) };
@@ -667,9 +672,9 @@ impl Fuse<'_> {
             _ => false,
         };
         let count = |c| self.count.get(&c).copied().unwrap_or(0);
-        let none = BTreeSet::new();
+        let none = Vec::new();
         let written = |c| self.written.get(&c).unwrap_or(&none);
-        if !written(from).is_disjoint(written(into)) {
+        if !self.apart(written(from), written(into)) {
             return;
         }
         if !same
@@ -684,8 +689,8 @@ impl Fuse<'_> {
         self.c.list[from].alive = false;
         let moved = self.count.remove(&from).unwrap_or(0);
         *self.count.entry(into).or_default() += moved;
-        let buffers = self.written.remove(&from).unwrap_or_default();
-        self.written.entry(into).or_default().extend(buffers);
+        let targets = self.written.remove(&from).unwrap_or_default();
+        self.written.entry(into).or_default().extend(targets);
         let cluster = &mut self.c.list[into];
         cluster.deps.extend(deps);
         cluster.columns.extend(columns);

@@ -66,6 +66,15 @@ pub(super) struct Lowered {
     pub effects: Vec<usize>,
 }
 
+/// Where and how an effect is written.
+pub(super) struct Target {
+    pub memory: Memory,
+    pub dtype: DType,
+    pub mode: EffectMode,
+    /// The region.
+    pub view: View,
+}
+
 /// Sizes of scratch values: dtype and number of elements.
 pub(super) type Sizes = BTreeMap<Memory, (DType, usize)>;
 
@@ -149,18 +158,21 @@ impl Lower<'_, '_> {
         memory
     }
 
-    /// Where an effect is written: the buffer, or memory to wait in (f32 for floats, in the buffer's order). Gives the dtype there.
-    pub fn target(&mut self, effect: usize) -> (Memory, DType, EffectMode) {
+    /// Where an effect is written: its region of the buffer, or memory to wait in (f32 for floats, dense in the value's order).
+    pub fn target(&mut self, effect: usize) -> Target {
+        let g = self.c.g();
         let p = self.c.p;
-        let e = &p.effects[effect];
-        let ty = &self.c.g().buffers[e.buffer.0 as usize].ty;
+        let o = &p.effects[effect];
+        let dtype = g.buffers[o.buffer.0 as usize].ty.dtype;
         if !self.waiting.contains(&effect) {
-            return (Memory::Buffer(e.buffer), ty.dtype, e.mode);
+            return Target { memory: Memory::Buffer(o.buffer), dtype, mode: o.mode, view: o.view() };
         }
-        let dtype = if ty.dtype.is_float() { DType::F32 } else { ty.dtype };
+        let dtype = if dtype.is_float() { DType::F32 } else { dtype };
         let memory = Memory::Waiting(effect);
-        self.sizes.insert(memory, (dtype, numel(self.c.g(), &ty.axes)));
-        (memory, dtype, EffectMode::Assign)
+        self.sizes.insert(memory, (dtype, numel(g, axes(g, o.value))));
+        let order = self.c.p.layouts.order(g, o.value);
+        let view = View { base: o.value, offset: 0, axes: dense(g, &order) };
+        Target { memory, dtype, mode: EffectMode::Assign, view }
     }
 
     /// Smallest node among what a cluster produces.
@@ -345,10 +357,11 @@ impl Lower<'_, '_> {
         let direct = body.effects.first().copied().filter(|_| body.effects.len() == 1 && body.stored.is_empty());
         let (table, accumulate) = match direct {
             Some(e) => {
-                let (memory, _, mode) = self.target(e);
-                (memory, mode == EffectMode::Accumulate)
+                let t = self.target(e);
+                let (offset, _) = split_offset(t.view.offset, t.dtype);
+                (Slot { memory: t.memory, offset }, t.mode == EffectMode::Accumulate)
             }
-            None if body.effects.is_empty() => (self.value(n), false),
+            None if body.effects.is_empty() => (Slot { memory: self.value(n), offset: 0 }, false),
             None => return Err("a scatter-add is written twice".to_string()),
         };
         let kernel = Kernel::Scatter(scatter::Scatter {
@@ -358,7 +371,7 @@ impl Lower<'_, '_> {
             src: self.c.p.storage[base.0 as usize],
             accumulate,
         });
-        let args = vec![self.whole(index)?, self.whole(src)?, Slot { memory: table, offset: 0 }];
+        let args = vec![self.whole(index)?, self.whole(src)?, table];
         let mut lowered = self.finish(i, kernel, args);
         lowered.nodes = vec![n];
         Ok(lowered)

@@ -58,21 +58,20 @@ impl Lower<'_, '_> {
         let mut accumulate = false;
         for n in &body.stored {
             let memory = self.value(*n);
-            let order = dense(g, &self.c.p.layouts.order(g, *n));
-            out.write(*n, memory, self.c.p.storage[n.0 as usize], &order, &body.digits[n], None)?;
+            let view = View { base: *n, offset: 0, axes: dense(g, &self.c.p.layouts.order(g, *n)) };
+            out.write(*n, memory, self.c.p.storage[n.0 as usize], &view, &body.digits[n], None)?;
         }
         for e in &body.effects {
             let p = self.c.p;
             let effect = &p.effects[*e];
-            let (memory, dtype, mode) = self.target(*e);
-            let order = dense(g, &g.buffers[effect.buffer.0 as usize].ty.axes);
+            let super::lower::Target { memory, dtype, mode, view } = self.target(*e);
             let bare = single && dtype == DType::F32 && out.value.get(&effect.value).copied() == acc;
             accumulate = mode == EffectMode::Accumulate && bare;
             let mode = match mode {
                 EffectMode::Assign => None,
                 EffectMode::Accumulate => Some(bare),
             };
-            out.write(effect.value, memory, dtype, &order, &body.digits[&effect.value], mode)?;
+            out.write(effect.value, memory, dtype, &view, &body.digits[&effect.value], mode)?;
         }
         let results = body.stored.iter().copied().chain(body.effects.iter().map(|e| self.c.p.effects[*e].value));
         let pair = self.symmetric[dot.0 as usize].filter(|(r, s)| {
@@ -212,17 +211,16 @@ impl<'g> Epilogue<'g> {
         n: NodeId,
         memory: Memory,
         dtype: DType,
-        order: &[(AxisId, i64)],
+        view: &View,
         digits: &Digits,
         accumulate: Option<bool>,
     ) -> Result<(), String> {
         let mut value = self.value[&n];
-        let view = View { base: n, offset: 0, axes: order.to_vec() };
         let all = self.axes(digits);
         if self.b.axes(value).len() < all.len() {
             value = self.b.broadcast(value, &all).map_err(text)?;
         }
-        let buffer = self.arg(memory, &view, dtype, digits)?;
+        let buffer = self.arg(memory, view, dtype, digits)?;
         match accumulate {
             None => self.b.assign(buffer, value).map_err(text),
             Some(true) => self.b.accumulate(buffer, value).map_err(text),

@@ -5,7 +5,7 @@
 
 use super::cluster::{Kind, Use};
 use super::layout::{View, axes, dense, numel, size};
-use super::lower::{Lower, Lowered, Memory, Slot, split_offset};
+use super::lower::{Lower, Lowered, Memory, Slot, Target, split_offset};
 use crate::graph::build::Builder;
 use crate::graph::error::TypeError;
 use crate::graph::ir::{AxisId, AxisRole, BufferId, BufferKind, DType, EffectMode, Graph, NodeId, Op, Reduce, Type};
@@ -58,15 +58,14 @@ impl Lower<'_, '_> {
         }
         for n in &body.stored {
             let memory = self.value(*n);
-            let order = dense(g, &self.c.p.layouts.order(g, *n));
-            out.write(*n, memory, self.c.p.storage[n.0 as usize], &order, EffectMode::Assign).map_err(text)?;
+            let view = View { base: *n, offset: 0, axes: dense(g, &self.c.p.layouts.order(g, *n)) };
+            out.write(*n, memory, self.c.p.storage[n.0 as usize], &view, EffectMode::Assign).map_err(text)?;
         }
         for e in &body.effects {
             let p = self.c.p;
             let effect = &p.effects[*e];
-            let (memory, dtype, mode) = self.target(*e);
-            let order = dense(g, &g.buffers[effect.buffer.0 as usize].ty.axes);
-            out.write(effect.value, memory, dtype, &order, mode).map_err(text)?;
+            let Target { memory, dtype, mode, view } = self.target(*e);
+            out.write(effect.value, memory, dtype, &view, mode).map_err(text)?;
         }
         let rows = numel(g, outer);
         for n in &body.columns {
@@ -91,17 +90,15 @@ impl Lower<'_, '_> {
         let p = self.c.p;
         let e = &p.effects[effect];
         let g = self.c.g();
-        let (memory, dtype, _) = self.target(effect);
-        let ty = &g.buffers[e.buffer.0 as usize].ty;
-        let small = numel(g, &ty.axes) <= 4096;
-        let outer: Vec<_> = if small { Vec::new() } else { ty.axes[..1].to_vec() };
+        let Target { memory, dtype, view, .. } = self.target(effect);
+        let order = self.c.p.layouts.order(g, e.value);
+        let outer: Vec<_> = if numel(g, &order) <= 4096 { Vec::new() } else { order[..1].to_vec() };
         let block = numel(g, &outer).div_ceil(64).max(1);
         let mut out = Body::new(g, &outer);
-        let view = View { base: e.value, offset: 0, axes: dense(g, &ty.axes) };
         let value = out.leaf(e.value, &view, memory, dtype).map_err(text)?;
         out.value.insert(e.value, value);
-        let order = dense(g, &ty.axes);
-        out.write(e.value, Memory::Buffer(e.buffer), ty.dtype, &order, e.mode).map_err(text)?;
+        let dtype = g.buffers[e.buffer.0 as usize].ty.dtype;
+        out.write(e.value, Memory::Buffer(e.buffer), dtype, &e.view(), e.mode).map_err(text)?;
         let Body { b, rows, slots, args, .. } = out;
         let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block, args };
         Ok(Lowered { kernel: Kernel::Row(row), args: slots, nodes: Vec::new(), key: u32::MAX, effects: vec![effect] })
@@ -259,13 +256,13 @@ impl<'g> Body<'g> {
         self.b.push(op, &args, None)
     }
 
-    /// Writes a value to memory with these strides by graph axis.
+    /// Writes a value to memory with the strides of a view.
     fn write(
         &mut self,
         n: NodeId,
         memory: Memory,
         dtype: DType,
-        order: &[(AxisId, i64)],
+        view: &View,
         mode: EffectMode,
     ) -> Result<(), TypeError> {
         let mut value = self.value[&n];
@@ -276,9 +273,9 @@ impl<'g> Body<'g> {
             value = self.b.broadcast(value, &list)?;
         }
         let by_axis: BTreeMap<_, _> =
-            order.iter().map(|(a, s)| (self.axis(*a), if size(self.g, *a) == 1 { 0 } else { *s })).collect();
+            view.axes.iter().map(|(a, s)| (self.axis(*a), if size(self.g, *a) == 1 { 0 } else { *s })).collect();
         let strides = list.iter().map(|a| by_axis.get(a).copied().unwrap_or(0)).collect();
-        let buffer = self.arg(memory, 0, &list, strides, dtype)?;
+        let buffer = self.arg(memory, view.offset, &list, strides, dtype)?;
         match mode {
             EffectMode::Assign => self.b.assign(buffer, value),
             EffectMode::Accumulate => self.b.accumulate(buffer, value),

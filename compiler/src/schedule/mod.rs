@@ -23,6 +23,7 @@ mod lower_gemm;
 mod lower_row;
 pub mod memory;
 mod order;
+mod outputs;
 pub mod plan;
 mod prepare;
 pub mod reference;

@@ -4,7 +4,8 @@
 //! written, or the effects that have to wait; *promises* to keep the order of the graph's nodes where data allow.
 
 use super::lower::{Lowered, Memory};
-use crate::graph::ir::{BufferId, Effect, Op};
+use super::outputs::Output;
+use crate::graph::ir::{BufferId, Op};
 use crate::kernel::{Access, Kernel};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ pub(super) enum Ordered {
 }
 
 /// Orders kernels. `waiting` effects are applied by kernels of their own already.
-pub(super) fn order(kernels: &[Lowered], effects: &[Effect], waiting: &BTreeSet<usize>) -> Result<Ordered, String> {
+pub(super) fn order(kernels: &[Lowered], effects: &[Output], waiting: &BTreeSet<usize>) -> Result<Ordered, String> {
     let uses: Vec<_> = kernels.iter().map(|k| k.kernel.accesses()).collect();
     let mut wait = BTreeSet::new();
     for kernel in kernels {
@@ -67,7 +68,7 @@ pub(super) fn order(kernels: &[Lowered], effects: &[Effect], waiting: &BTreeSet<
 }
 
 /// (before, after) pairs.
-fn edges(kernels: &[Lowered], uses: &[Vec<Access>], effects: &[Effect]) -> BTreeSet<(usize, usize)> {
+fn edges(kernels: &[Lowered], uses: &[Vec<Access>], effects: &[Output]) -> BTreeSet<(usize, usize)> {
     let mut out = BTreeSet::new();
     let mut writer: BTreeMap<Memory, usize> = BTreeMap::new();
     for (i, kernel) in kernels.iter().enumerate() {
@@ -118,7 +119,10 @@ fn in_place(kernel: &Lowered, buffer: BufferId) -> bool {
     let mine: Vec<_> =
         kernel.args.iter().enumerate().filter(|(_, s)| s.memory == Memory::Buffer(buffer)).map(|(i, _)| i).collect();
     if mine.len() > 1 {
-        return false;
+        // Several regions of it are written, which do not overlap, and nothing is read.
+        let Kernel::Row(row) = &kernel.kernel else { return false };
+        let read = |arg: &usize| row.graph.nodes.iter().any(|n| n.op == Op::Read(BufferId(*arg as u32)));
+        return !mine.iter().any(read);
     }
     match (&kernel.kernel, mine.first()) {
         (Kernel::Row(row), Some(arg)) => !row.graph.nodes.iter().any(|n| {

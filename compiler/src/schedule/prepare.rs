@@ -9,8 +9,9 @@
 use super::Error;
 use super::contract;
 use super::layout::{self, Layouts, axes, buffer_of, is_role, numel, size};
+use super::outputs::Output;
 use crate::graph::build::{Builder, Made};
-use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, DType, Effect, EffectMode, Graph, Node, NodeId, Op, Reduce};
+use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, DType, Effect, Graph, Node, NodeId, Op, Reduce};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A prepared graph.
@@ -18,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Prepared {
     /// The graph; its effect list is empty.
     pub graph: Graph,
-    /// Effects in order; a buffer may be accumulated into several times.
-    pub effects: Vec<Effect>,
+    /// Writes in order; a buffer may be accumulated into several times.
+    pub effects: Vec<Output>,
     /// Storage orders and dtypes that differ from the default.
     pub layouts: Layouts,
     /// Storage dtype of every node.
@@ -32,13 +33,11 @@ pub(super) fn prepare(g: &Graph) -> Result<Prepared, Error> {
     let empty = Graph { nodes: Vec::new(), effects: Vec::new(), origins: Vec::new(), ..g.clone() };
     let mut p = Prepare { b: Builder::extend(empty), layouts: Layouts::default(), map: BTreeMap::new() };
     let live = live(g, g.effects.iter().map(|e| e.value));
-    let direct: BTreeMap<_, _> = g.effects.iter().rev().map(|e| (e.value, e.buffer)).collect();
+    let mut orders = wanted_orders(g);
     for (i, node) in g.nodes.iter().enumerate().filter(|(i, _)| live[*i]) {
         let id = NodeId(i as u32);
         p.b.set_origin(g.origins.get(i).cloned().unwrap_or_default());
-        // A contraction that goes straight into a buffer is oriented for that buffer.
-        let order = direct.get(&id).map(|b| g.buffers[b.0 as usize].ty.axes.clone());
-        let new = p.node(node, order).map_err(fail)?;
+        let new = p.node(node, orders.remove(&id)).map_err(fail)?;
         p.map.insert(id, new);
     }
     let mut effects = Vec::new();
@@ -48,6 +47,27 @@ pub(super) fn prepare(g: &Graph) -> Result<Prepared, Error> {
     let Prepare { b, layouts, .. } = p;
     let prepared = Prepared { graph: b.finish(), effects, layouts, storage: Vec::new() };
     Ok(sweep(prepared))
+}
+
+/// Storage orders that users of a value would like: that of the buffer it goes to, or of the element-wise result it is part of.
+fn wanted_orders(g: &Graph) -> BTreeMap<NodeId, Vec<AxisId>> {
+    let mut orders: BTreeMap<NodeId, Vec<AxisId>> = BTreeMap::new();
+    let direct: BTreeMap<_, _> = g.effects.iter().rev().map(|e| (e.value, e.buffer)).collect();
+    for (i, node) in g.nodes.iter().enumerate().rev() {
+        let id = NodeId(i as u32);
+        if let Some(b) = direct.get(&id) {
+            orders.insert(id, g.buffers[b.0 as usize].ty.axes.clone());
+        }
+        if matches!(node.op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_)) {
+            let order = orders.get(&id).unwrap_or(&node.ty.axes).clone();
+            for arg in node.args.iter().filter(|a| same_set(axes(g, **a), &order) && !direct.contains_key(a)) {
+                orders.insert(*arg, order.clone());
+            }
+        }
+    }
+    // The default already has batch and time axes first.
+    orders.retain(|n, order| *order != layout::roles_first(g, axes(g, *n)) && *order == layout::roles_first(g, order));
+    orders
 }
 
 /// Which nodes some roots need.
@@ -78,7 +98,7 @@ fn sweep(p: Prepared) -> Prepared {
         order: p.layouts.order.iter().filter_map(|(n, o)| Some((moved(n)?, o.clone()))).collect(),
         storage: p.layouts.storage.iter().filter_map(|(n, d)| Some((moved(n)?, *d))).collect(),
     };
-    let effects: Vec<_> = p.effects.iter().map(|e| Effect { value: map[&e.value], ..*e }).collect();
+    let effects: Vec<_> = p.effects.iter().map(|e| Output { value: map[&e.value], ..e.clone() }).collect();
     let contracted = only_contracted(&graph, &effects);
     let storage = (0..graph.nodes.len() as u32)
         .map(NodeId)
@@ -92,7 +112,7 @@ fn sweep(p: Prepared) -> Prepared {
 }
 
 /// Values that are used by contractions and by nothing else.
-fn only_contracted(g: &Graph, effects: &[Effect]) -> BTreeSet<NodeId> {
+fn only_contracted(g: &Graph, effects: &[Output]) -> BTreeSet<NodeId> {
     let n = g.nodes.len();
     let mut used = vec![false; n];
     let mut other = vec![false; n];
@@ -113,14 +133,15 @@ pub(super) fn is_move(op: &Op) -> bool {
     matches!(op, Op::Split(..) | Op::Merge(..) | Op::Rename(..) | Op::Slice { .. } | Op::Index(..))
 }
 
-struct Prepare {
-    b: Builder,
-    layouts: Layouts,
+/// A graph being brought into form.
+pub(super) struct Prepare {
+    pub b: Builder,
+    pub layouts: Layouts,
     map: BTreeMap<NodeId, NodeId>,
 }
 
 impl Prepare {
-    fn node(&mut self, node: &Node, buffer_order: Option<Vec<AxisId>>) -> Made {
+    fn node(&mut self, node: &Node, wanted: Option<Vec<AxisId>>) -> Made {
         let args: Vec<_> = node.args.iter().map(|a| self.map[a]).collect();
         match &node.op {
             Op::StopGradient | Op::StraightThrough => Ok(args[0]),
@@ -129,7 +150,7 @@ impl Prepare {
             Op::Broadcast if same_set(self.b.axes(args[0]), &node.ty.axes) => Ok(args[0]),
             Op::Shift(axis, n) if !is_role(self.b.graph(), *axis) => self.plain_shift(args[0], *axis, *n),
             Op::Reduce(r, over) => self.reduce(*r, args[0], over),
-            Op::Dot(over) => self.dot(args[0], args[1], over, &node.ty.axes, buffer_order),
+            Op::Dot(over) => self.dot(args[0], args[1], over, &node.ty.axes, wanted),
             Op::Attend(a) | Op::AttendLse(a) | Op::AttendGrad(a, _) => self.attend(node, a, args),
             Op::ScatterAdd(axis) => self.scatter(args[0], args[1], *axis),
             Op::Quantile(axis, _) => {
@@ -178,7 +199,7 @@ impl Prepare {
     }
 
     /// A node that makes some kernel store `x` densely in this order and dtype.
-    fn store(&mut self, x: NodeId, order: Vec<AxisId>, dtype: DType) -> Made {
+    pub(super) fn store(&mut self, x: NodeId, order: Vec<AxisId>, dtype: DType) -> Made {
         let mut id = x;
         loop {
             id = self.b.push(Op::StopGradient, &[id], None)?;
@@ -229,14 +250,7 @@ impl Prepare {
         self.b.reduce(r, x, &out)
     }
 
-    fn dot(
-        &mut self,
-        x: NodeId,
-        y: NodeId,
-        over: &[AxisId],
-        order: &[AxisId],
-        buffer_order: Option<Vec<AxisId>>,
-    ) -> Made {
+    fn dot(&mut self, x: NodeId, y: NodeId, over: &[AxisId], order: &[AxisId], wanted: Option<Vec<AxisId>>) -> Made {
         let (mut x, mut y) = (self.rounded_operand(x)?, self.rounded_operand(y)?);
         let g = self.b.graph();
         let own = |x: NodeId, y: NodeId| -> Vec<AxisId> {
@@ -247,7 +261,7 @@ impl Prepare {
             return self.small_dot(x, y, over, order);
         }
         let dot = self.b.dot_as(x, y, over, order)?;
-        if let Some(order) = buffer_order {
+        if let Some(order) = wanted {
             self.layouts.order.insert(dot, order);
         }
         if let Some(order) = contract::result_order(self.b.graph(), &self.layouts, dot) {
@@ -421,58 +435,6 @@ impl Prepare {
         }
         self.store(x, order, dtype)
     }
-
-    fn effect(&mut self, effect: &Effect, out: &mut Vec<Effect>) -> Result<(), crate::graph::error::TypeError> {
-        let mut terms = Vec::new();
-        self.terms(effect.value, &mut terms);
-        let anchors = |this: &Self, x: &NodeId| matches!(this.b.node(*x).op, Op::Dot(_) | Op::ScatterAdd(_));
-        let float = self.b.graph().buffers[effect.buffer.0 as usize].ty.dtype == DType::F32;
-        if effect.mode == EffectMode::Accumulate && float && terms.len() > 1 && terms.iter().any(|x| anchors(self, x)) {
-            let (chains, rest): (Vec<_>, Vec<_>) = terms.into_iter().partition(|x| anchors(self, x));
-            for value in chains {
-                self.effect(&Effect { value, ..*effect }, out)?;
-            }
-            let mut sum = None;
-            for x in rest {
-                sum = Some(match sum {
-                    None => x,
-                    Some(s) => self.b.add(s, x)?,
-                });
-            }
-            return match sum {
-                Some(value) => self.effect(&Effect { value, ..*effect }, out),
-                None => Ok(()),
-            };
-        }
-        let target = self.b.graph().buffers[effect.buffer.0 as usize].ty.clone();
-        let order = self.layouts.order(self.b.graph(), effect.value);
-        let direct = match self.b.node(effect.value).op {
-            Op::Dot(_) => contract_writes(self.b.graph(), &self.layouts, effect.value, &target.axes),
-            Op::ScatterAdd(_) => order == target.axes && target.dtype == DType::F32,
-            Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) => false,
-            Op::Quantile(..) | Op::Shift(..) | Op::Gather(_) => false,
-            ref op => !is_move(op),
-        };
-        let value = if direct {
-            effect.value
-        } else {
-            let dtype = if target.dtype.is_float() { DType::F32 } else { target.dtype };
-            self.store(effect.value, target.axes, dtype)?
-        };
-        out.push(Effect { value, ..*effect });
-        Ok(())
-    }
-
-    /// The terms of a sum of equally shaped values.
-    fn terms(&self, x: NodeId, out: &mut Vec<NodeId>) {
-        let node = self.b.node(x);
-        let whole = |a: &NodeId| same_set(self.b.axes(*a), &node.ty.axes);
-        if node.op == Op::Binary(Binary::Add) && node.args.iter().all(whole) {
-            node.args.iter().for_each(|a| self.terms(*a, out));
-        } else {
-            out.push(x);
-        }
-    }
 }
 
 /// Batch (role batch) and key-value axes of an attention, and the group axes that only queries have.
@@ -487,19 +449,10 @@ pub(super) fn attend_axes(
     (shared.partition(|x| g.axes[x.0 as usize].role == AxisRole::Batch), group)
 }
 
-/// Whether a contraction's result can be written straight into memory of this order: the innermost axis must be free in the operand
-/// that gives n.
-fn contract_writes(g: &Graph, layouts: &Layouts, dot: NodeId, order: &[AxisId]) -> bool {
-    let Ok(frame) = contract::frame(g, layouts, dot) else { return false };
-    let view = layout::View { base: dot, offset: 0, axes: layout::dense(g, order) };
-    let linear = frame.linear(g, &view, &frame.digits(g));
-    linear.is_some_and(|s| s.get(&contract::Place::N) == Some(&1))
-}
-
 fn is_f32(g: &Graph, n: NodeId) -> bool {
     g.nodes[n.0 as usize].ty.dtype == DType::F32
 }
 
-fn same_set(a: &[AxisId], b: &[AxisId]) -> bool {
+pub(super) fn same_set(a: &[AxisId], b: &[AxisId]) -> bool {
     a.len() == b.len() && a.iter().all(|x| b.contains(x))
 }

@@ -1,6 +1,7 @@
 //! Tests of the schedule: kernels run by their descriptions give what the interpreter gives for the whole graph.
 
 mod models;
+mod optim;
 mod plans;
 mod small;
 
