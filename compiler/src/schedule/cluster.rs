@@ -71,6 +71,8 @@ pub(super) struct Clusters<'p> {
     pub spot: Vec<Spot>,
     /// Homed nodes that other clusters compute again instead of reading.
     pub inlined: BTreeSet<NodeId>,
+    /// Values that were loose at first, and the first cluster that came after they got a home.
+    pub late: BTreeMap<NodeId, usize>,
     /// Why a node did not join the cluster of an operand.
     pub refused: BTreeMap<NodeId, String>,
 }
@@ -137,13 +139,13 @@ impl Clusters<'_> {
 
     /// The view a node is, if it needs no computing in `cluster`: its base lies in memory before the cluster runs.
     pub fn leaf(&self, n: NodeId, cluster: usize, inlined: impl Fn(NodeId) -> bool) -> Option<View> {
-        let view = self.p.layouts.view(self.g(), n)?;
-        let base = view.base;
-        let stored = match self.spot[base.0 as usize] {
-            Spot::In(home) => home != cluster && !inlined(base),
-            Spot::Loose => buffer_of(self.g(), base).is_some(),
+        // Clusters that are older than a value's home compute it for themselves.
+        let early = |x: NodeId| self.late.get(&x).is_some_and(|from| cluster < *from);
+        let stored = |x: NodeId| match self.spot[x.0 as usize] {
+            Spot::In(home) => home != cluster && !inlined(x) && !early(x),
+            Spot::Loose => buffer_of(self.g(), x).is_some(),
         };
-        stored.then_some(view)
+        self.p.layouts.view(self.g(), n).filter(|v| stored(v.base))
     }
 
     /// Outer axes of a row cluster.

@@ -38,11 +38,14 @@ pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
         list: Vec::new(),
         spot: vec![Spot::Loose; n],
         inlined: BTreeSet::new(),
+        late: BTreeMap::new(),
         refused: BTreeMap::new(),
     };
     let mut f = Fuse {
         c: clusters,
         fuse,
+        stored: stored(p),
+        passed: 0,
         loose: vec![Chain::default(); n],
         count: BTreeMap::new(),
         attends: BTreeMap::new(),
@@ -54,6 +57,7 @@ pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
         f.outputs.entry(output.value).or_default().push(i);
     }
     for i in 0..n as u32 {
+        f.passed = i;
         f.node(NodeId(i)).map_err(|r| {
             let name = crate::graph::ops::row(&p.graph.nodes[r.node.0 as usize].op).name;
             Error::new(&p.graph.name, format!("no kernel can compute %{} ({name}): {}", r.node.0, r.why))
@@ -73,9 +77,33 @@ struct Chain {
     nodes: usize,
 }
 
+/// Values that some kernel needs in memory, whatever else is decided.
+fn stored(p: &Prepared) -> BTreeSet<NodeId> {
+    let g = &p.graph;
+    let mut out = BTreeSet::new();
+    for node in &g.nodes {
+        let operands = match node.op {
+            Op::Dot(_)
+            | Op::ScatterAdd(_)
+            | Op::Attend(_)
+            | Op::AttendLse(_)
+            | Op::AttendGrad(..)
+            | Op::Quantile(..) => &node.args[..],
+            Op::Shift(..) | Op::Gather(_) => &node.args[..1],
+            _ => &[],
+        };
+        out.extend(operands.iter().filter_map(|a| p.layouts.view(g, *a)).map(|v| v.base));
+    }
+    out
+}
+
 struct Fuse<'p> {
     c: Clusters<'p>,
     fuse: bool,
+    /// Values that have to be stored.
+    stored: BTreeSet<NodeId>,
+    /// Nodes up to here have been placed or left loose.
+    passed: u32,
     loose: Vec<Chain>,
     /// Nodes homed, by cluster.
     count: BTreeMap<usize, usize>,
@@ -208,7 +236,8 @@ impl Fuse<'_> {
             _ => {
                 let roles = touched(self.g(), n).iter().any(|a| is_role(self.g(), *a));
                 if roles || self.outputs.contains_key(&n) {
-                    return self.row_op(n);
+                    self.in_memory(n)?;
+                    return self.effect_home(n);
                 }
                 self.note(n);
                 Ok(())
@@ -246,7 +275,11 @@ impl Fuse<'_> {
 
     /// Whether a value is better computed wherever it is needed.
     fn stays_loose(&mut self, n: NodeId) -> bool {
-        if !self.fuse || !can_inline(&self.g().nodes[n.0 as usize].op) || self.outputs.contains_key(&n) {
+        if !self.fuse
+            || !can_inline(&self.g().nodes[n.0 as usize].op)
+            || self.outputs.contains_key(&n)
+            || self.stored.contains(&n)
+        {
             return false;
         }
         self.note(n);
@@ -262,7 +295,7 @@ impl Fuse<'_> {
 
     /// A loose value that is written to a buffer needs a kernel.
     fn effect_home(&mut self, n: NodeId) -> Step<()> {
-        if self.outputs.contains_key(&n) { self.force(n) } else { Ok(()) }
+        if self.outputs.contains_key(&n) && self.c.home(n).is_none() { self.force(n) } else { Ok(()) }
     }
 
     // ---- row work ----
@@ -321,7 +354,7 @@ impl Fuse<'_> {
                         return Err(refusal);
                     }
                     // A loose operand that cannot be computed here gets its own kernel.
-                    self.force(refusal.node)?;
+                    self.in_memory(refusal.node)?;
                 }
             }
         }
@@ -438,7 +471,7 @@ impl Fuse<'_> {
         let deps = match check {
             Ok(deps) => deps,
             Err(refusal) if self.c.home(refusal.node).is_none() => {
-                self.force(refusal.node)?;
+                self.in_memory(refusal.node)?;
                 return self.reader(x, outer);
             }
             Err(refusal) => return Err(refusal),
@@ -643,6 +676,9 @@ impl Fuse<'_> {
     }
 
     fn home(&mut self, n: NodeId, c: usize, deps: BTreeSet<usize>) {
+        if n.0 < self.passed {
+            self.c.late.insert(n, self.c.list.len());
+        }
         self.c.spot[n.0 as usize] = Spot::In(c);
         *self.count.entry(c).or_default() += 1;
         let targets = self.targets(n);
@@ -674,7 +710,8 @@ impl Fuse<'_> {
         let count = |c| self.count.get(&c).copied().unwrap_or(0);
         let none = Vec::new();
         let written = |c| self.written.get(&c).unwrap_or(&none);
-        if !self.apart(written(from), written(into)) {
+        let between = from.min(into)..from.max(into);
+        if !self.apart(written(from), written(into)) || self.c.late.values().any(|l| between.contains(&(l - 1))) {
             return;
         }
         if !same

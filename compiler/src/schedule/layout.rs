@@ -122,15 +122,21 @@ impl Layouts {
             Op::Merge(from, to) => {
                 let mut v = inner(self)?;
                 let parts: Vec<_> = from.iter().map(|a| (size(g, *a), v.stride(*a))).collect();
-                let stride = merged(&parts)?;
+                // Not side by side in memory: elements have to be brought together, which makes a value of its own.
+                let Some(stride) = merged(&parts) else { return Some(self.own(g, n)) };
                 let at = v.axes.iter().position(|(a, _)| from.contains(a))?;
                 v.axes[at] = (*to, stride);
                 v.axes.retain(|(a, _)| !from.contains(a));
                 Some(v)
             }
             Op::Const(_) | Op::Iota(_) => None,
-            _ => Some(View { base: n, offset: 0, axes: self.dense_as(g, n) }),
+            _ => Some(self.own(g, n)),
         }
+    }
+
+    /// A value as it is stored if a kernel stores it.
+    fn own(&self, g: &Graph, n: NodeId) -> View {
+        View { base: n, offset: 0, axes: self.dense_as(g, n) }
     }
 
     /// Strides of a base value, listed in the order of its type.

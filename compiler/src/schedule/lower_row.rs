@@ -179,7 +179,7 @@ impl<'g> Body<'g> {
         for (axis, stride) in &view.axes {
             let mine = self.axis(*axis);
             if let Some(at) = list.iter().position(|a| *a == mine) {
-                strides[at] = if size(self.g, *axis) == 1 { 0 } else { *stride };
+                strides[at] = *stride;
             }
         }
         let buffer = self.arg(memory, view.offset, &list, strides, dtype)?;
@@ -272,8 +272,7 @@ impl<'g> Body<'g> {
             list = self.promoted(axes(self.g, n), true);
             value = self.b.broadcast(value, &list)?;
         }
-        let by_axis: BTreeMap<_, _> =
-            view.axes.iter().map(|(a, s)| (self.axis(*a), if size(self.g, *a) == 1 { 0 } else { *s })).collect();
+        let by_axis: BTreeMap<_, _> = view.axes.iter().map(|(a, s)| (self.axis(*a), *s)).collect();
         let strides = list.iter().map(|a| by_axis.get(a).copied().unwrap_or(0)).collect();
         let buffer = self.arg(memory, view.offset, &list, strides, dtype)?;
         match mode {

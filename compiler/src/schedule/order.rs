@@ -64,7 +64,8 @@ pub(super) fn order(kernels: &[Lowered], effects: &[Output], waiting: &BTreeSet<
             }
         }
     }
-    Err("kernels wait for each other".to_string())
+    let list: Vec<_> = (0..n).filter(|i| stuck(*i)).map(|i| i.to_string()).collect();
+    Err(format!("kernels {} wait for each other", list.join(", ")))
 }
 
 /// (before, after) pairs.
@@ -85,25 +86,21 @@ fn edges(kernels: &[Lowered], uses: &[Vec<Access>], effects: &[Output]) -> BTree
             }
         }
     }
-    // Buffers: readers before the first writer, writers in effect order.
-    let mut writers: BTreeMap<BufferId, Vec<(usize, usize)>> = BTreeMap::new();
-    for (i, kernel) in kernels.iter().enumerate() {
-        let direct = |e: &&usize| kernel.args.iter().any(|s| s.memory == Memory::Buffer(effects[**e].buffer));
-        for e in kernel.effects.iter().filter(direct) {
-            let list = writers.entry(effects[*e].buffer).or_default();
-            if !list.iter().any(|(_, k)| *k == i) {
-                list.push((*e, i));
+    // Buffers: readers before writers. Several writers of one buffer add to it, in whatever order the rest allows.
+    let accesses = |i: usize, buffer: BufferId| -> Vec<Access> {
+        let here = |(s, a): (&super::lower::Slot, &Access)| (s.memory == Memory::Buffer(buffer)).then_some(*a);
+        kernels[i].args.iter().zip(&uses[i]).filter_map(here).collect()
+    };
+    let buffers: BTreeSet<_> = effects.iter().map(|e| e.buffer).collect();
+    for buffer in buffers {
+        let all: Vec<_> = (0..kernels.len()).map(|i| accesses(i, buffer)).collect();
+        let writers: Vec<_> = (0..all.len()).filter(|i| all[*i].iter().any(|a| *a != Access::Read)).collect();
+        for (j, mine) in all.iter().enumerate().filter(|(_, a)| !a.is_empty()) {
+            // Adding to it is no reading of it; being its only writer, neither.
+            let reads = mine.contains(&Access::Read) || writers == [j] && mine.contains(&Access::Update);
+            if reads {
+                out.extend(writers.iter().filter(|w| **w != j).map(|w| (j, *w)));
             }
-        }
-    }
-    for (buffer, mut list) in writers {
-        list.sort_unstable();
-        for pair in list.windows(2) {
-            out.insert((pair[0].1, pair[1].1));
-        }
-        let all: BTreeSet<_> = list.iter().map(|(_, i)| *i).collect();
-        for j in (0..kernels.len()).filter(|j| !all.contains(j) && reads(kernels, uses, *j, buffer)) {
-            out.insert((j, list[0].1));
         }
     }
     out

@@ -3,6 +3,7 @@
 mod models;
 mod optim;
 mod plans;
+mod random;
 mod small;
 
 use super::{Options, Scheduled, reference, schedule_with};
@@ -121,4 +122,11 @@ pub(super) fn listing(s: &Scheduled) -> String {
 /// Families in launch order.
 pub(super) fn families(s: &Scheduled) -> Vec<&'static str> {
     s.steps.iter().map(|x| x.kernel.family()).collect()
+}
+
+/// Writes a listing to the folder that `GOLF_DUMP` names, to look at; nothing without it.
+pub(super) fn dump(name: &str, text: &str) {
+    if let Some(folder) = std::env::var_os("GOLF_DUMP") {
+        std::fs::write(std::path::Path::new(&folder).join(name), text).unwrap();
+    }
 }

@@ -4,8 +4,10 @@ use super::{compare, contents, families, listing, same};
 use crate::autodiff;
 use crate::graph::build::Builder;
 use crate::graph::interpret::interpret;
-use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, Bits, BufferKind, DType, Graph, NodeId};
+use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, Bits, BufferKind, DType, Graph, NodeId, Op};
 use crate::graph::{fold, rewrite};
+use crate::kernel::Kernel;
+use crate::schedule::prepare::is_move;
 use crate::schedule::{Scheduled, schedule};
 
 /// Sizes of a model with every technique of models/vrl11.golf.
@@ -387,23 +389,35 @@ fn training_in_bf16_is_near() {
     compare(&g, &s, &inputs, &expected, 0.15);
 }
 
+/// Steps between one attention kernel and the next, and between the backward ones: what a block costs.
+fn per_block(s: &Scheduled, family: &str) -> Vec<usize> {
+    let at: Vec<_> = families(s).iter().enumerate().filter(|(_, f)| **f == family).map(|(i, _)| i).collect();
+    at.windows(2).map(|w| w[1] - w[0]).collect()
+}
+
 #[test]
-fn full_size_kernel_counts() {
-    let g = Model::score(VRL11, DType::Bf16);
-    let start = std::time::Instant::now();
-    let s = schedule(&g).unwrap();
-    eprintln!("score {} kernels {:?} {:?}", s.steps.len(), start.elapsed(), families(&s));
-    let g = Model::micro(VRL11, DType::Bf16);
-    eprintln!("nodes {}", g.nodes.len());
-    let start = std::time::Instant::now();
-    let s = schedule(&g).unwrap();
-    eprintln!(
-        "micro {} kernels {:?} row {} gemm {}",
-        s.steps.len(),
-        start.elapsed(),
-        count(&s, "row"),
-        count(&s, "gemm")
-    );
-    std::fs::write("/tmp/micro.txt", listing(&s)).unwrap();
-    std::fs::write("/tmp/micro.graph", crate::graph::text::print(&s.graph)).unwrap();
+fn a_block_takes_few_kernels() {
+    let score = schedule(&Model::score(VRL11, DType::Bf16)).unwrap();
+    assert!(per_block(&score, "attend").iter().all(|n| *n <= 14), "{:?}", per_block(&score, "attend"));
+    assert!(score.steps.len() <= 140);
+    let micro = schedule(&Model::micro(VRL11, DType::Bf16)).unwrap();
+    super::dump("micro.txt", &listing(&micro));
+    assert!(per_block(&micro, "attend").iter().all(|n| *n <= 14), "{:?}", per_block(&micro, "attend"));
+    assert!(per_block(&micro, "attend_grad").iter().all(|n| *n <= 26), "{:?}", per_block(&micro, "attend_grad"));
+    assert!(micro.steps.len() <= 410);
+}
+
+#[test]
+fn every_contraction_is_a_product_without_copies() {
+    for g in [Model::score(VRL11, DType::Bf16), Model::micro(VRL11, DType::Bf16), Model::micro(VRL11, DType::F32)] {
+        let s = schedule(&g).unwrap();
+        let dots = g.nodes.iter().filter(|n| matches!(n.op, Op::Dot(_))).count();
+        assert_eq!(count(&s, "gemm"), dots);
+        for step in &s.steps {
+            // A row kernel that only moves a value: reads, writes, nothing in between.
+            let Kernel::Row(row) = &step.kernel else { continue };
+            let works = row.graph.nodes.iter().any(|n| !matches!(n.op, Op::Read(_) | Op::Broadcast) && !is_move(&n.op));
+            assert!(works, "{}", step.kernel.text());
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Optimisers and clipping, at small and at full size.
 
-use super::{contents, families, same};
+use super::{contents, same};
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, Graph, NodeId};
 use crate::graph::{fold, rewrite};
@@ -181,10 +181,8 @@ fn updates_equal_the_interpreter() {
 #[test]
 fn newton_schulz_is_three_products_a_step_and_knows_symmetry() {
     let g = update(512, 1536, 2, DType::Bf16);
-    let start = std::time::Instant::now();
     let s = schedule(&g).unwrap();
-    eprintln!("{:?} {} kernels {:?}", start.elapsed(), s.steps.len(), families(&s));
-    std::fs::write("/tmp/update.txt", super::listing(&s)).unwrap();
+    super::dump("update.txt", &super::listing(&s));
     let products: Vec<_> =
         s.steps.iter().filter_map(|x| if let Kernel::Gemm(k) = &x.kernel { Some(k) } else { None }).collect();
     assert_eq!(products.len(), 2 * 4 * 15);
