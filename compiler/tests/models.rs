@@ -144,3 +144,23 @@ fn equal_programs_make_equal_graphs() {
     assert_eq!(text::print(&graph(2, 256)), text::print(&graph(2, 256)));
     assert_ne!(text::print(&graph(2, 256)), text::print(&graph(2, 128)));
 }
+
+#[test]
+fn models_and_prelude_are_formatted() {
+    use golf_grammar::{FileId, print::format_bytes};
+    for folder in ["models", "compiler/src/prelude"] {
+        for entry in std::fs::read_dir(common::repository(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|e| e != "golf") {
+                continue;
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            let formatted = format_bytes(FileId(0), &bytes)
+                .unwrap_or_else(|list| panic!("{}: {}", path.display(), list[0].message));
+            if std::env::var_os("GOLF_FORMAT").is_some() {
+                std::fs::write(&path, &formatted).unwrap();
+            }
+            assert!(formatted.as_bytes() == bytes, "{}: run golfc --fmt", path.display());
+        }
+    }
+}
