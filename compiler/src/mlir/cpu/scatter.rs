@@ -69,3 +69,54 @@ fn columns<'c>(e: &Emit<'c>, k: &Scatter, args: &[V<'c>], first: V<'c>, count: i
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+    use crate::kernel::row::run::{read, write};
+    use crate::mlir::jit;
+    use crate::mlir::tests::{Random, tiers};
+
+    /// Rows added one after the other in f32 are the expected bits.
+    #[test]
+    fn rows_are_added_in_order() {
+        let mut rng = Random(4);
+        for (width, src) in
+            [(1, DType::F32), (17, DType::Bf16), (64, DType::Bf16), (130, DType::F32), (200, DType::F16)]
+        {
+            for accumulate in [false, true] {
+                let k = Scatter { rows: 61, width, size: 7, src, accumulate };
+                let mut args =
+                    vec![vec![0; k.rows * 4], vec![0; k.rows * width * src.bytes()], vec![0; k.size * width * 4]];
+                for i in 0..k.rows {
+                    // A few indices lie outside and are clamped.
+                    write(&mut args[0], DType::I32, i, (rng.next() % 9) as f64 - 1.0).unwrap();
+                }
+                for i in 0..k.rows * width {
+                    write(&mut args[1], src, i, rng.uniform()).unwrap();
+                }
+                for i in 0..k.size * width {
+                    write(&mut args[2], DType::F32, i, rng.uniform()).unwrap();
+                }
+                let mut expected = args[2].clone();
+                if !accumulate {
+                    expected.fill(0);
+                }
+                for row in 0..k.rows {
+                    let at = read(&args[0], DType::I32, row).unwrap().clamp(0.0, 6.0) as usize;
+                    for c in 0..width {
+                        let add = read(&args[1], src, row * width + c).unwrap();
+                        let old = read(&expected, DType::F32, at * width + c).unwrap();
+                        write(&mut expected, DType::F32, at * width + c, (old as f32 + add as f32) as f64).unwrap();
+                    }
+                }
+                for tier in tiers() {
+                    let mut got = args.clone();
+                    jit::run(&Kernel::Scatter(k.clone()), tier, &mut got).unwrap();
+                    assert!(got[2] == expected, "{k:?}");
+                }
+            }
+        }
+    }
+}
