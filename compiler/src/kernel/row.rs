@@ -7,11 +7,11 @@
 //!
 //! Ops allowed in a body: Read, Const, Iota, Unary, Binary, Select, Cast, StopGradient, StraightThrough, Broadcast, Reduce, Split,
 //! Merge, Rename, Slice, Pad, Index, Place, Concat on inner axes, Gather, CrossEntropy and CrossEntropyGrad along an inner axis, Shift along any
-//! axis, Cumsum and Scan along an inner axis. Gather indices and targets are clamped into the axis. Integer division by zero gives 0.
+//! axis, Cumsum, Scan, TopKValues and TopKIndices along an inner axis. Gather indices and targets are clamped into the axis. Integer division by zero gives 0.
 //!
 //! A `Read` may have axes that its buffer does not vary along: their stride is 0. A buffer may be read and be the target of an effect with the
 //! same addressing (in-place update): then every read must be of the row being written. Different arguments must not overlap.
-//! `TopKValues`, `TopKIndices` and `Random` are refused by [`lower::lower`].
+//! `Random` is refused by [`lower::lower`].
 //!
 //! Rounding: values are f32; `Read` widens, effects round once to the buffer's dtype. Order of sums, in terms of the loops of the lowered
 //! program ([`lower::lower`], which depends on the descriptor only): if the vector dimension is reduced, 16 lanes (lane = position mod 16) accumulate in
@@ -32,7 +32,10 @@ pub mod space;
 #[cfg(test)]
 mod tests;
 pub mod tidy;
+#[cfg(test)]
+pub mod trial;
 pub mod values;
+mod views;
 
 use super::{Launch, LaunchArg};
 use crate::graph::ir::{AxisId, BufferId, EffectMode, Graph, Op};

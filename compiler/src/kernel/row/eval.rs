@@ -66,8 +66,8 @@ type Memo = HashMap<(Val, Vec<Affine>), Id>;
 
 /// Writes definitions into a program.
 pub struct Evaluator<'a> {
-    values: &'a Values<'a>,
-    kept: &'a Kept,
+    pub(super) values: &'a Values<'a>,
+    pub(super) kept: &'a Kept,
     /// The program so far; finished nests and definitions outside of nests are appended to the section's steps.
     pub program: Program,
     /// Definitions of finished reductions to a scalar.
@@ -178,7 +178,7 @@ impl<'a> Evaluator<'a> {
     fn key(&self, v: Val, env: &Env) -> Result<(Val, Vec<Affine>), Request> {
         let at = |a: &AxisId| {
             env.get(a).cloned().ok_or_else(|| {
-                let name = &self.values.row.graph.axes[a.0 as usize].name;
+                let name = self.values.name(*a);
                 Request::Refuse(format!(
                     "a value of a row kernel varies along `{name}`, which is not an axis of its result"
                 ))
@@ -198,7 +198,7 @@ impl<'a> Evaluator<'a> {
     fn same_row(&self, v: Val, env: &Env) -> Result<(), Request> {
         for (k, axis) in self.values.row.outer.iter().enumerate() {
             if self.values.get(v).axes.contains(axis) && env[axis] != Affine::var(Var::Outer(k), 1) {
-                let name = &self.values.row.graph.axes[axis.0 as usize].name;
+                let name = self.values.name(*axis);
                 return Err(Request::Refuse(format!(
                     "a shift along the outer axis `{name}` of a value that is not computed element by element"
                 )));
@@ -463,117 +463,5 @@ impl<'a> Evaluator<'a> {
         let id = Id(self.program.defs.len() as u32);
         self.program.defs.push(Def { inst, lane, level, varies });
         id
-    }
-
-    /// How a value lies in memory if it is an argument, kept, or a view of such.
-    fn layout(&self, v: Val) -> Option<Layout> {
-        if let Some(slot) = self.kept.slots.get(&v) {
-            let strides = slot.strides.iter().copied().collect();
-            return Some(Layout { mem: Mem::Scratch(slot.scratch), offset: 0, strides, source: v });
-        }
-        self.view(v)
-    }
-
-    fn view(&self, v: Val) -> Option<Layout> {
-        let value = self.values.get(v);
-        let of = |i: usize| self.layout(value.args[i]);
-        match &value.kind {
-            Kind::Read(n) => {
-                let spec = &self.values.row.args[*n];
-                let axes = &self.values.row.graph.buffers[*n].ty.axes;
-                let strides = axes.iter().copied().zip(spec.strides.iter().copied());
-                let strides = strides.filter(|(_, stride)| *stride != 0).collect();
-                Some(Layout { mem: Mem::Arg(*n), offset: spec.offset, strides, source: v })
-            }
-            Kind::Split(from, to) => {
-                let mut l = of(0)?;
-                let mut stride = l.strides.remove(from)?;
-                for axis in to.iter().rev() {
-                    l.strides.insert(*axis, stride);
-                    stride *= self.values.size(*axis) as i64;
-                }
-                Some(l)
-            }
-            Kind::Merge(from, to) => {
-                let mut l = of(0)?;
-                let mut next: Option<i64> = None;
-                let mut unit = None;
-                for axis in from.iter().rev() {
-                    let stride = l.strides.remove(axis)?;
-                    let size = self.values.size(*axis) as i64;
-                    if size == 1 {
-                        continue;
-                    }
-                    if next.is_some_and(|n| n != stride) {
-                        return None;
-                    }
-                    unit = unit.or(Some(stride));
-                    next = Some(stride * size);
-                }
-                l.strides.insert(*to, unit.unwrap_or(1));
-                Some(l)
-            }
-            Kind::Rename(from, to) => {
-                let mut l = of(0)?;
-                let stride = l.strides.remove(from)?;
-                l.strides.insert(*to, stride);
-                Some(l)
-            }
-            Kind::Slice { from, to, start } => {
-                let mut l = of(0)?;
-                let stride = l.strides.remove(from)?;
-                l.offset += stride * *start as i64;
-                l.strides.insert(*to, stride);
-                Some(l)
-            }
-            Kind::Index(axis, at) => {
-                let mut l = of(0)?;
-                let stride = l.strides.remove(axis)?;
-                l.offset += stride * *at as i64;
-                Some(l)
-            }
-            Kind::Const(_)
-            | Kind::Iota(_)
-            | Kind::Unary(_)
-            | Kind::Binary(_)
-            | Kind::Select
-            | Kind::Cast(_)
-            | Kind::Reduce(..)
-            | Kind::Pad { .. }
-            | Kind::Place(..)
-            | Kind::Concat(..)
-            | Kind::Shift(..)
-            | Kind::At(_)
-            | Kind::Scan(..) => None,
-        }
-    }
-}
-
-/// A strided view of a memory.
-struct Layout {
-    mem: Mem,
-    offset: i64,
-    strides: BTreeMap<AxisId, i64>,
-    /// The read or kept value it views.
-    source: Val,
-}
-
-impl Layout {
-    fn address(&self, e: &Evaluator, env: &Env) -> Option<(Affine, bool)> {
-        let mut at = Affine::constant(self.offset);
-        for (axis, stride) in &self.strides {
-            at = at.plus(env.get(axis)?, *stride);
-        }
-        let axes = &e.values.get(self.source).axes;
-        let mut foreign = false;
-        for (k, outer) in e.values.row.outer.iter().enumerate() {
-            let own = axes.contains(outer) && env[outer] == Affine::var(Var::Outer(k), 1);
-            foreign |= !own && e.program.rows() > 1;
-            // Scratch holds the current row only.
-            if axes.contains(outer) && !own && matches!(self.mem, Mem::Scratch(_)) {
-                return None;
-            }
-        }
-        Some((at, foreign))
     }
 }

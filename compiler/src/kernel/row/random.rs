@@ -4,7 +4,8 @@
 
 #![allow(missing_docs)]
 
-use super::samples::{Body, Fill, Rng, Sample, Sizes};
+use super::samples::{Body, Fill, Sample, Sizes};
+use super::trial::Rng;
 use crate::graph::ir::{AxisId, Binary, DType, NodeId, Op, Reduce, Unary};
 
 struct Maker {

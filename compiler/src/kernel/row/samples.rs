@@ -2,13 +2,10 @@
 
 #![allow(missing_docs)]
 
-use super::run;
-
 use super::{Row, RowArg};
 use crate::autodiff;
 use crate::graph::build::{Builder, Made};
-use crate::graph::interpret::{Contents, Tensor, interpret};
-use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, NodeId, Op, Unary};
+use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, NodeId, Unary};
 use std::collections::BTreeMap;
 
 /// What a buffer is filled with.
@@ -437,6 +434,33 @@ pub fn momentum(s: Sizes) -> Sample {
     body.finish("momentum")
 }
 
+/// Buffers that are read by several loops and overwritten, each other's inputs, a transposed and a scalar one among them.
+pub fn in_place(s: Sizes) -> Sample {
+    let mut body = Body::new(s);
+    let (r, h, e) = (body.axis("r", s.time), body.axis("h", s.heads), body.axis("e", s.dim));
+    body.outer = vec![r];
+    let w = body.input("w", DType::F32, &[r, h, e], Fill::Real);
+    let v = body.input("v", s.dtype, &[r, h, e], Fill::Real);
+    let u = body.input("u", DType::F32, &[r, e], Fill::Real);
+    let ema = body.input("ema", DType::F32, &[r], Fill::Positive);
+    let b = &mut body.b;
+    let square = b.mul(w, w).unwrap();
+    let mean = b.mean(square, &[h, e]).unwrap();
+    let scale = b.rsqrt(mean).unwrap();
+    let w2 = b.mul(w, scale).unwrap();
+    let columns = b.sum(w, &[h]).unwrap();
+    let u2 = b.add(u, columns).unwrap();
+    let v2 = b.mul(v, u).unwrap();
+    let v2 = b.mul(v2, ema).unwrap();
+    let (old, new) = (b.mul_const(ema, 0.9).unwrap(), b.mul_const(mean, 0.1).unwrap());
+    let ema2 = b.add(old, new).unwrap();
+    body.update("ema", ema2);
+    body.update("u", u2);
+    body.update("w", w2);
+    body.update("v", v2);
+    body.finish("in_place")
+}
+
 /// Division by a norm whose partial sums another kernel left.
 pub fn normalise(s: Sizes) -> Sample {
     let mut body = Body::new(s);
@@ -534,6 +558,23 @@ pub fn running(s: Sizes) -> Sample {
     body.output("down", DType::F32, &f32s, down);
     body.output("scan", DType::F32, &f32s, scan);
     body.finish("running")
+}
+
+/// The largest per head and their positions, values that occur twice included.
+pub fn best(s: Sizes) -> Sample {
+    let mut body = Body::tokens(s);
+    let (h, e, two) = (body.axis("h", s.heads), body.axis("e", s.dim), body.axis("two", 2));
+    let x = body.activation("x", &[h, e]);
+    let axes = body.rows(&[h, e]);
+    let i = body.input("i", DType::I32, &axes, Fill::Below(3));
+    let b = &mut body.b;
+    let y = b.add_const(x, 1.0).unwrap();
+    let y = b.top_k_values(y, e, two).unwrap();
+    let at = b.top_k_indices(i, e, two).unwrap();
+    let axes = body.rows(&[h, two]);
+    body.output("y", DType::F32, &axes, y);
+    body.output("at", DType::I32, &axes, at);
+    body.finish("best")
 }
 
 /// Pads, places, shifts inside a row, slices and concatenations that do not line up with vectors.
@@ -658,155 +699,13 @@ pub fn all(s: Sizes) -> Vec<Sample> {
         loss(s, true),
         adamw(s),
         momentum(s),
+        in_place(s),
         normalise(s),
         quantise(s),
         embed(s),
         transpose(s),
         running(s),
         puzzle(s),
+        best(s),
     ]
-}
-
-/// Numbers without a pattern, the same everywhere.
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
-
-impl Sample {
-    /// The same body on memory with gaps and offsets; every second argument is stored in the opposite order.
-    pub fn spread(&self) -> Sample {
-        let mut sample = self.clone();
-        sample.name += " spread";
-        for i in 0..sample.row.args.len() {
-            let sizes = self.sizes(i);
-            let arg = &mut sample.row.args[i];
-            if arg.per_task {
-                continue;
-            }
-            arg.offset = 3 + i as i64;
-            let mut stride = 1 + i as i64 % 2;
-            let order: Vec<usize> =
-                if i % 2 == 0 { (0..sizes.len()).rev().collect() } else { (0..sizes.len()).collect() };
-            for k in order {
-                arg.strides[k] = stride;
-                stride *= sizes[k] as i64 + 1;
-            }
-        }
-        sample
-    }
-
-    /// Elements of an argument's memory.
-    fn extent(&self, i: usize) -> usize {
-        let (arg, sizes) = (&self.row.args[i], self.sizes(i));
-        let numel: usize = sizes.iter().product();
-        if arg.per_task {
-            return arg.offset as usize + numel * self.row.tasks();
-        }
-        let last: i64 = sizes.iter().zip(&arg.strides).map(|(n, s)| (*n as i64 - 1) * s).sum();
-        (arg.offset + last + 1) as usize
-    }
-
-    fn sizes(&self, i: usize) -> Vec<usize> {
-        let g = &self.row.graph;
-        g.buffers[i].ty.axes.iter().map(|a| g.axes[a.0 as usize].size).collect()
-    }
-
-    /// Addresses of a buffer's elements, row-major.
-    fn addresses(&self, i: usize) -> Vec<usize> {
-        let (arg, sizes) = (&self.row.args[i], self.sizes(i));
-        let numel: usize = sizes.iter().product();
-        let address = |mut at: usize| {
-            let mut a = arg.offset;
-            for (n, stride) in sizes.iter().zip(&arg.strides).rev() {
-                a += (at % n) as i64 * stride;
-                at /= n;
-            }
-            a as usize
-        };
-        (0..numel).map(address).collect()
-    }
-
-    /// Filled arguments; what is only written holds NaN patterns.
-    pub fn memory(&self, seed: u64) -> Vec<Vec<u8>> {
-        let g = &self.row.graph;
-        let mut rng = Rng(seed);
-        let mut all = Vec::new();
-        for (i, buffer) in g.buffers.iter().enumerate() {
-            let dtype = buffer.ty.dtype;
-            let mut bytes = vec![0xff; self.extent(i) * dtype.bytes()];
-            if let Some(fill) = self.fills.get(&buffer.name) {
-                for at in 0..self.extent(i) {
-                    let x = match fill {
-                        Fill::Real => rng.unit() * 4.0 - 2.0,
-                        Fill::Positive => 0.1 + 1.9 * rng.unit(),
-                        Fill::Below(n) => rng.below(*n as usize) as f64,
-                        Fill::Exactly(x) => *x,
-                    };
-                    run::write(&mut bytes, dtype, at, x).unwrap();
-                }
-            }
-            all.push(bytes);
-        }
-        all
-    }
-
-    /// Compares the memory after a run with what the interpreter makes of the memory before it. The error names the first difference.
-    pub fn compare(&self, before: &[Vec<u8>], after: &[Vec<u8>]) -> Result<(), String> {
-        let g = &self.row.graph;
-        let mut inputs = Contents::new();
-        for (i, buffer) in g.buffers.iter().enumerate() {
-            let read = g.nodes.iter().any(|n| n.op == Op::Read(BufferId(i as u32)));
-            if read || self.fills.contains_key(&buffer.name) {
-                let get = |at: &usize| run::read(&before[i], buffer.ty.dtype, *at).unwrap();
-                let data = self.addresses(i).iter().map(get).collect();
-                inputs.insert(buffer.name.clone(), Tensor::new(&self.sizes(i), data).unwrap());
-            }
-        }
-        let expected = interpret(g, &inputs).map_err(|e| format!("{}: {e}", self.name))?;
-        for effect in &g.effects {
-            let i = effect.buffer.0 as usize;
-            let (buffer, want) = (&g.buffers[i], &expected[&g.buffers[i].name].data);
-            let dtype = buffer.ty.dtype;
-            let get = |at: usize| run::read(&after[i], dtype, at).unwrap();
-            let got: Vec<f64> = if self.row.args[i].per_task {
-                (0..want.len()).map(|k| (0..self.row.tasks()).map(|t| get(t * want.len() + k)).sum()).collect()
-            } else {
-                self.addresses(i).into_iter().map(get).collect()
-            };
-            let scale = (want.iter().map(|x| x * x).sum::<f64>() / want.len() as f64).sqrt();
-            let (relative, absolute) = match dtype {
-                DType::F32 => (2e-5, 2e-5 * scale + 1e-6),
-                DType::Bf16 => (1.0 / 256.0 + 1e-5, 2e-5 * scale + 1e-6),
-                DType::F16 => (1.0 / 2048.0 + 1e-5, 2e-5 * scale + 1e-6),
-                DType::I32 | DType::I8 | DType::Bool => (0.0, 0.0),
-            };
-            for (k, (got, want)) in got.iter().zip(want).enumerate() {
-                let close = (got - want).abs() <= relative * want.abs() + absolute || got == want;
-                if !close {
-                    return Err(format!("{}: `{}`[{k}] is {got}, expected {want}", self.name, buffer.name));
-                }
-            }
-        }
-        // Inputs stay as they were.
-        for (i, buffer) in g.buffers.iter().enumerate() {
-            if !g.effects.iter().any(|e| e.buffer.0 as usize == i) && before[i] != after[i] {
-                return Err(format!("{}: the input `{}` changed", self.name, buffer.name));
-            }
-        }
-        Ok(())
-    }
 }

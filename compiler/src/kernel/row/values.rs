@@ -78,12 +78,17 @@ pub struct Values<'a> {
     pub row: &'a Row,
     pub list: Vec<Value>,
     pub outputs: Vec<Output>,
+    /// Sizes of axes that only the value graph has; they are numbered after the body's.
+    pub extra: Vec<usize>,
 }
 
 impl<'a> Values<'a> {
     /// Builds the value graph of a row body. Errors name the op and why it cannot be in a row kernel.
     pub fn of(row: &'a Row) -> Result<Self, String> {
-        let mut b = Build { values: Values { row, list: Vec::new(), outputs: Vec::new() }, known: HashMap::new() };
+        let mut b = Build {
+            values: Values { row, list: Vec::new(), outputs: Vec::new(), extra: Vec::new() },
+            known: HashMap::new(),
+        };
         let graph = &row.graph;
         let mut map: Vec<Result<Val, String>> = Vec::with_capacity(graph.nodes.len());
         for node in &graph.nodes {
@@ -111,7 +116,13 @@ impl<'a> Values<'a> {
 
     /// Number of positions of an axis.
     pub fn size(&self, axis: AxisId) -> usize {
-        self.row.graph.axes[axis.0 as usize].size
+        let own = &self.row.graph.axes;
+        own.get(axis.0 as usize).map_or_else(|| self.extra[axis.0 as usize - own.len()], |a| a.size)
+    }
+
+    /// Name of an axis, for messages.
+    pub fn name(&self, axis: AxisId) -> &str {
+        self.row.graph.axes.get(axis.0 as usize).map_or("other", |a| &a.name)
     }
 
     /// Whether rows are numbered by this axis.
@@ -300,14 +311,14 @@ impl Build<'_> {
                 let d = self.each(Kind::Binary(Binary::Sub), &[p, hot], Lane::F32, like);
                 self.each(Kind::Binary(Binary::Mul), &[d, args[2]], Lane::F32, like)
             }
+            Op::TopKValues(from, to) => self.top(args[0], *from, *to, like, false),
+            Op::TopKIndices(from, to) => self.top(args[0], *from, *to, like, true),
             Op::Dot(_)
             | Op::ScatterAdd(_)
             | Op::Attend(_)
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
             | Op::Quantile(..)
-            | Op::TopKValues(..)
-            | Op::TopKIndices(..)
             | Op::Random { .. } => {
                 let name = crate::graph::ops::row(&node.op).name;
                 return Err(format!("`{name}` cannot be part of a row kernel"));
@@ -325,6 +336,7 @@ impl Build<'_> {
             Op::Index(a, _) | Op::Place(a, _) | Op::Cumsum(a, _) | Op::Scan(a, _) => vec![*a],
             Op::Gather(a) | Op::CrossEntropy(a) | Op::CrossEntropyGrad(a) => vec![*a],
             Op::Concat(from, to) => [&[*to], &from[..]].concat(),
+            Op::TopKValues(from, to) | Op::TopKIndices(from, to) => vec![*from, *to],
             Op::Read(_)
             | Op::Const(_)
             | Op::Iota(_)
@@ -343,8 +355,6 @@ impl Build<'_> {
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
             | Op::Quantile(..)
-            | Op::TopKValues(..)
-            | Op::TopKIndices(..)
             | Op::Random { .. } => return Ok(()),
         };
         match axes.iter().find(|&&a| self.values.is_outer(a)) {
@@ -352,14 +362,14 @@ impl Build<'_> {
             Some(&a) => Err(format!(
                 "`{}` of a row kernel on the outer axis `{}`",
                 crate::graph::ops::row(op).name,
-                self.values.row.graph.axes[a.0 as usize].name
+                self.values.name(a)
             )),
         }
     }
 
     fn reduce(&mut self, kind: Reduce, x: Val, over: &[AxisId], operand: &[AxisId]) -> Result<Val, String> {
         if let Some(a) = over.iter().find(|&&a| self.values.is_outer(a)) {
-            let name = &self.values.row.graph.axes[a.0 as usize].name;
+            let name = self.values.name(*a);
             return Err(format!("a reduction over the outer axis `{name}` that is not a per-task output"));
         }
         let value = self.values.get(x).clone();
@@ -382,6 +392,32 @@ impl Build<'_> {
         let log = self.each(Kind::Unary(Unary::Log), &[sum], Lane::F32, operand);
         let lse = self.each(Kind::Binary(Binary::Add), &[max, log], Lane::F32, operand);
         Ok((e, sum, lse))
+    }
+
+    /// The largest values along `from`, or their positions: the rank of a value is the number of values before it, and result k is the
+    /// one of rank k. Quadratic in the size of `from`: meant for tens of positions.
+    fn top(&mut self, x: Val, from: AxisId, to: AxisId, like: &[AxisId], positions: bool) -> Val {
+        let other = AxisId((self.values.row.graph.axes.len() + self.values.extra.len()) as u32);
+        self.values.extra.push(self.values.size(from));
+        let value = self.values.get(x).clone();
+        let axes: Vec<AxisId> = value.axes.iter().map(|&a| if a == from { other } else { a }).collect();
+        let y = if axes == value.axes { x } else { self.push(Kind::Rename(from, other), &[x], value.lane, axes) };
+        let i = self.push(Kind::Iota(from), &[], Lane::I32, vec![from]);
+        let j = self.push(Kind::Iota(other), &[], Lane::I32, vec![other]);
+        let mut both = |op, a, b| self.each(Kind::Binary(op), &[a, b], Lane::Bool, like);
+        let (larger, equal, earlier) = (both(Binary::Gt, y, x), both(Binary::Eq, y, x), both(Binary::Lt, j, i));
+        let tie = both(Binary::And, equal, earlier);
+        let before = both(Binary::Or, larger, tie);
+        let before = self.each(Kind::Cast(DType::I32), &[before], Lane::I32, like);
+        let ranks = self.values.get(before).axes.iter().copied().filter(|a| *a != other).collect();
+        let rank = self.push(Kind::Reduce(Reduce::Sum, vec![other]), &[before], Lane::I32, ranks);
+        let k = self.push(Kind::Iota(to), &[], Lane::I32, vec![to]);
+        let hit = self.each(Kind::Binary(Binary::Eq), &[rank, k], Lane::Bool, like);
+        let (what, lane) = if positions { (i, Lane::I32) } else { (x, value.lane) };
+        let zero = self.constant(0.0, lane);
+        let picked = self.each(Kind::Select, &[hit, what, zero], lane, like);
+        let axes = self.values.get(picked).axes.iter().copied().filter(|a| *a != from).collect();
+        self.push(Kind::Reduce(Reduce::Sum, vec![from]), &[picked], lane, axes)
     }
 
     /// The part of a per-task sum that one row contributes.

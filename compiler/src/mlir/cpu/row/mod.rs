@@ -77,8 +77,10 @@ impl<'c> Writer<'_, 'c> {
             self.steps(e, &p.row);
         } else {
             let first = e.mul_n(self.task, block);
-            let left = e.sub(e.i(rows), first);
-            let count = if rows % block == 0 { e.i(block) } else { e.min(left, e.i(block)) };
+            let count = match rows % block {
+                0 => e.i(block),
+                _ => e.min(e.sub(e.i(rows), first), e.i(block)),
+            };
             e.for_(e.i(0), count, e.i(1), &[], |e, i, _| {
                 let mut row = e.add(first, i);
                 self.outer = vec![row; p.outer.len()];
