@@ -69,7 +69,7 @@ impl<'s> Executable<'s> {
             let mut time = StepTimes::new();
             let mut done = |entry, t| time.push((entry, t));
             self.code
-                .step(&step.kernel, self.tier, &mut memory, &args, &mut done)
+                .step(&step.kernel, self.tier.of_kernel(&step.kernel), &mut memory, &args, &mut done)
                 .map_err(|why| format!("step {i}: {why}\n{}", step.kernel.text()))?;
             times.push(time);
         }

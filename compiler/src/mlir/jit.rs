@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::object::{self, Job};
-use super::sys::{Aligned, Library, Place};
+use super::sys::{Aligned, Library, Place, thread_time};
 use super::tier::Tier;
 use crate::kernel::{Kernel, LaunchArg};
 
@@ -74,7 +74,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// Runs a kernel `repeats` times on one thread and gives the shortest time of each launch, by entry.
+    /// Runs a kernel `repeats` times on one thread and gives the shortest CPU time of each launch, by entry.
     pub fn measure(
         &self,
         kernel: &Kernel,
@@ -97,7 +97,7 @@ impl Loaded {
     }
 
     /// Runs all launches of a kernel on buffers of `memory`: argument i starts `args[i].1` bytes into buffer `args[i].0`. `done` hears of
-    /// every launch and its time.
+    /// every launch and its CPU time.
     pub(super) fn step(
         &self,
         kernel: &Kernel,
@@ -106,7 +106,6 @@ impl Loaded {
         args: &[(usize, u64)],
         done: &mut dyn FnMut(&'static str, Duration),
     ) -> Result<(), String> {
-        let tier = tier.of_kernel(kernel);
         let fixed = memory.buffers.len();
         memory.buffers.extend(kernel.temps().iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
         for launch in &kernel.launches() {
@@ -117,10 +116,10 @@ impl Loaded {
             };
             let order: Vec<Place> = launch.args.iter().map(place).collect();
             memory.scratch.grow(launch.scratch as usize);
-            let start = Instant::now();
+            let start = thread_time();
             let tasks = (0..launch.tasks as u64).rev();
             self.library.run(&symbol, tasks, &mut memory.buffers, &order, &mut memory.scratch)?;
-            done(launch.entry, start.elapsed());
+            done(launch.entry, thread_time() - start);
             check_guards(&symbol, &memory.buffers, &memory.scratch)?;
         }
         memory.buffers.truncate(fixed);

@@ -11,12 +11,12 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use melior::Context;
 
 use super::emit::Unit;
-use super::sys::{File, Llvm, Machine, llvm_version};
+use super::sys::{File, Llvm, Machine, llvm_version, thread_time};
 use super::tier::Tier;
 use super::{cpu, passes};
 use crate::kernel::Kernel;
@@ -90,9 +90,9 @@ pub struct Timings {
 impl Timings {
     /// Runs `work` and books its time.
     pub fn stage<T>(&mut self, name: &'static str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
+        let start = thread_time();
         let result = work();
-        *self.stages.entry(name).or_default() += start.elapsed();
+        *self.stages.entry(name).or_default() += thread_time() - start;
         result
     }
     /// Adds another's figures.

@@ -67,18 +67,50 @@ impl Plan<'_> {
         let k_end = e.min(e.add_n(k, Gemm::PACK_DEPTH as i64), e.i(g.k as i64));
         let j = e.mul_n(group, Gemm::PACK_COLS as i64);
         let j_end = e.min(e.add_n(j, Gemm::PACK_COLS as i64), e.i(g.n as i64));
-        e.for_(j, j_end, e.i(16), &[], |e, j, _| {
-            // Element 0 of column j in its panel.
+        // Where column j, the first of 16, goes at a step.
+        let column = |e: &Emit<'c>, j: V<'c>| {
             let panel = e.mul_n(e.divu(j, e.i(tile.cols as i64)), tile.panel(g.k) as i64);
-            let out = e.gep(out, tile.elem(), e.add(panel, e.remu(j, e.i(tile.cols as i64))));
-            let to = |e: &Emit<'c>, step: V<'c>| e.gep(out, tile.elem(), e.mul_n(step, tile.cols as i64));
-            if g.b.k == 1 {
-                self.transpose_columns(e, b, j, k, k_end, &to);
-            } else {
-                self.copy_columns(e, b, j, k, k_end, &to);
+            e.gep(out, tile.elem(), e.add(panel, e.remu(j, e.i(tile.cols as i64))))
+        };
+        if g.b.k == 1 {
+            e.for_(j, j_end, e.i(16), &[], |e, j, _| {
+                let out = column(e, j);
+                self.transpose_columns(e, b, j, k, k_end, &|e, step| {
+                    e.gep(out, tile.elem(), e.mul_n(step, tile.cols as i64))
+                });
+                vec![]
+            });
+            return;
+        }
+        let outs = |e: &Emit<'c>, lanes: &[usize]| -> Vec<V<'c>> {
+            (0..lanes.len()).map(|q| column(e, e.add_n(j, 16 * q as i64))).collect()
+        };
+        // All columns of the task at each step, so that a line of B is read once; the last group of columns may be ragged.
+        let copy = |e: &Emit<'c>, columns: usize| {
+            let mut lanes = vec![16; columns / 16];
+            lanes.extend((columns % 16 != 0).then_some(columns % 16));
+            self.copy_columns(e, e.gep(b, storage, j), k, k_end, &lanes, &outs(e, &lanes));
+        };
+        let tail = g.n % Gemm::PACK_COLS;
+        match (g.n >= Gemm::PACK_COLS, tail) {
+            (true, 0) => copy(e, Gemm::PACK_COLS),
+            (false, _) => copy(e, tail),
+            (true, _) => {
+                let whole = e.cmp(Cmp::Lt, group, e.i(groups - 1));
+                e.if_(
+                    whole,
+                    &[],
+                    |e| {
+                        copy(e, Gemm::PACK_COLS);
+                        vec![]
+                    },
+                    |e| {
+                        copy(e, tail);
+                        vec![]
+                    },
+                );
             }
-            vec![]
-        });
+        }
     }
 
     /// B contiguous along k: 16 columns by 16 steps at a time through a transpose.
@@ -109,44 +141,19 @@ impl Plan<'_> {
         self.chunks(e, k, k_end, chunk, block);
     }
 
-    /// B contiguous along n: step by step.
-    fn copy_columns<'c>(
-        &self,
-        e: &Emit<'c>,
-        b: V<'c>,
-        j: V<'c>,
-        k: V<'c>,
-        k_end: V<'c>,
-        to: &dyn Fn(&Emit<'c>, V<'c>) -> V<'c>,
-    ) {
+    /// B contiguous along n: step by step, groups of 16 columns (`lanes` of them exist) side by side.
+    fn copy_columns<'c>(&self, e: &Emit<'c>, b: V<'c>, k: V<'c>, k_end: V<'c>, lanes: &[usize], outs: &[V<'c>]) {
         let (g, tile) = (self.g, self.tile);
         let storage = memory::storage_elem(g.b.dtype);
-        let column = e.gep(b, storage, j);
-        let copy = |e: &Emit<'c>, lanes: usize| {
-            self.chunks(e, k, k_end, tile.pair, |e, k, n| {
-                let from = e.gep(column, storage, e.mul_n(k, g.b.k));
-                let v = self.across(e, from, &g.b, 16, lanes as u32, n == tile.pair);
-                e.store(v, to(e, e.divu(k, e.i(tile.pair as i64))));
-            });
-        };
-        let tail = g.n % 16;
-        if tail == 0 {
-            copy(e, 16);
-        } else {
-            let whole = e.cmp(Cmp::Le, e.add_n(j, 16), e.i(g.n as i64));
-            e.if_(
-                whole,
-                &[],
-                |e| {
-                    copy(e, 16);
-                    vec![]
-                },
-                |e| {
-                    copy(e, tail);
-                    vec![]
-                },
-            );
-        }
+        self.chunks(e, k, k_end, tile.pair, |e, k, n| {
+            let from = e.gep(b, storage, e.mul_n(k, g.b.k));
+            let step = e.mul_n(e.divu(k, e.i(tile.pair as i64)), tile.cols as i64);
+            for (q, (&lanes, &out)) in lanes.iter().zip(outs).enumerate() {
+                let ptr = e.gep_const(from, storage, 16 * q as i64);
+                let v = self.across(e, ptr, &g.b, 16, lanes as u32, n == tile.pair);
+                e.store(v, e.gep(out, tile.elem(), step));
+            }
+        });
     }
 
     /// Runs `body(k, n)` for chunks of `chunk` along k from `k` to `k_end`; the ragged end of the whole depth, if there is one, as
@@ -227,15 +234,15 @@ impl Plan<'_> {
     fn full_block<'c>(&self, e: &Emit<'c>, a: V<'c>, out: V<'c>, width: usize) {
         let (g, tile) = (self.g, self.tile);
         let storage = memory::storage_elem(g.a.dtype);
-        let groups = g.blocking().rows / width;
+        let rows = g.blocking().rows;
         self.chunks(e, e.i(0), e.i(g.k as i64), tile.pair, |e, k, depth| {
             let from = e.gep(a, storage, e.mul_n(k, g.a.k));
             let to = e.gep(out, tile.elem(), e.mul_n(e.divu(k, e.i(tile.pair as i64)), width as i64));
-            for group in 0..groups {
-                let lanes = if width == 6 && group + 1 < groups { 8 } else { width } as u32;
-                let ptr = e.gep_const(from, storage, (group * width) as i64);
-                let v = self.across(e, ptr, &g.a, lanes, lanes, depth == tile.pair);
-                e.store(v, e.gep_const(to, tile.elem(), group as i64 * self.group(width)));
+            let place = |e: &Emit<'c>, group: usize| e.gep_const(to, tile.elem(), group as i64 * self.group(width));
+            for r in (0..rows).step_by(width) {
+                let lanes = if width == 6 && r + width < rows { 8 } else { width } as u32;
+                let v = self.across(e, e.gep_const(from, storage, r as i64), &g.a, lanes, lanes, depth == tile.pair);
+                e.store(v, place(e, r / width));
             }
         });
     }
