@@ -153,8 +153,11 @@ fn check_options(o: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Longest file that is read at all, bytes; the language's own limit is below.
+const SOURCE_LIMIT: u64 = 1 << 26;
+
 fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Outcome<()> {
-    let text = std::fs::read(file).map_err(|e| Error::io(file, e))?;
+    let text = golf_runtime::files::read_bounded(file, SOURCE_LIMIT)?;
     let name = file.to_string_lossy().into_owned();
     let mut map = SourceMap::new();
     let input = lang::Input { path: &name, bytes: &text, sets: &o.sets };
@@ -172,7 +175,8 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
             .map(|&p| optim::assemble(&model, &sizes, p).map_err(|e| source.stop(e)))
             .collect::<Outcome<Vec<_>>>()
     })?;
-    times.stage("legality", || program::check_legality(&assemblies[0]).map_err(|e| source.stop(e)))?;
+    let legal = times.stage("legality", || program::check_legality(&assemblies[0]));
+    legal.map_err(|d| Stop::Diagnostics(Box::new(map.clone()), d))?;
     emit::graphs(emits, &assemblies[0])?;
     if o.check_legality {
         program::perturbation(&model, &sizes).map_err(|e| source.stop(e))?;

@@ -79,9 +79,7 @@ fn main() -> ExitCode {
         }
     };
     if let Some(Command::Data(args)) = cli.command {
-        let Err(error) = golf_compiler::data::run(args) else { return ExitCode::SUCCESS };
-        eprintln!("golfc data: {error}");
-        return ExitCode::from(error.exit_code() as u8);
+        return ExitCode::from(golf_compiler::driver::data(args));
     }
     let code = {
         let c = cli.compile;

@@ -2,13 +2,14 @@
 //!
 //! *Takes* the model and its assembled graphs; *gives* the [`Program`] and the kernels to generate; *promises* that every graph was proven legal first.
 
-use crate::graph::ir::{BufferKind, DType, Graph, NodeId, Op};
+use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId, Op};
 use crate::kernel::Kernel;
-use crate::lang::Model;
+use crate::lang::{Model, codes};
 use crate::optim::{self, Assembly, Sizes, Source};
 use crate::schedule;
 use crate::schedule::plan::{Planned, StateBuffer, predicted_rss};
-use crate::valid::{Inputs, LegalityError, Split, check_score, check_training, perturb};
+use crate::valid::{Inputs, LegalityError, Rule, Split, check_score, check_training, perturb};
+use golf_grammar::{Diagnostic, FileId, Span};
 use golf_runtime::plan::{self, Program};
 use std::collections::BTreeMap;
 
@@ -22,12 +23,21 @@ pub(super) struct Built {
     pub planned: Vec<Planned>,
 }
 
-fn error(e: &LegalityError, graph: &str) -> optim::Error {
-    let path = if e.origin.visit.is_empty() { String::new() } else { format!(" in {}", e.origin.visit) };
-    optim::Error {
-        message: format!("illegal evaluation ({graph}): {}{path}; rule: {}", e.why, e.rule.statement()),
-        span: e.origin.span,
-    }
+/// A broken rule as a message: what breaks it, where, and what the rule says.
+fn illegal(e: &LegalityError, graph: &str) -> Diagnostic {
+    let path = if e.origin.visit.is_empty() { String::new() } else { format!(" in `{}`", e.origin.visit) };
+    let d = Diagnostic::error(codes::ILLEGAL, format!("illegal evaluation: {}{path}", e.why));
+    let d = match e.origin.span {
+        Some((file, start, end)) => d.at(Span::new(FileId(file), start as usize, end as usize), "breaks the rule here"),
+        None => d.in_file(FileId(0)),
+    };
+    let number = match e.rule {
+        Rule::Future | Rule::Rows | Rule::Targets => "rule 1: ",
+        Rule::Normalised => "rule 2: ",
+        Rule::Validation => "rule 3: ",
+        Rule::Documents => "rule of the program: ",
+    };
+    d.note(format!("{number}{} (found in the graph `{graph}`)", e.rule.statement()))
 }
 
 /// The node whose value a graph writes to an output buffer.
@@ -36,7 +46,7 @@ fn output(g: &Graph, name: &str) -> Option<NodeId> {
 }
 
 /// The score's logits and vocabulary axis.
-fn logits(g: &Graph) -> Option<(NodeId, crate::graph::ir::AxisId)> {
+fn logits(g: &Graph) -> Option<(NodeId, AxisId)> {
     let nll = &g.nodes[output(g, "nll")?.0 as usize];
     match nll.op {
         Op::CrossEntropy(vocab) => Some((nll.args[0], vocab)),
@@ -44,31 +54,22 @@ fn logits(g: &Graph) -> Option<(NodeId, crate::graph::ir::AxisId)> {
     }
 }
 
-/// Proves the scoring graph legal and that no training, averaging or packing graph touches validation data.
-pub(super) fn check_legality(a: &Assembly) -> Result<(), optim::Error> {
+/// Proves the scoring graph legal and that no training, averaging or packing graph touches validation data. Errors are those of the
+/// first graph that breaks a rule: the others are the same mistake again.
+pub(super) fn check_legality(a: &Assembly) -> Result<(), Vec<Diagnostic>> {
     for g in &a.graphs {
-        let validation = g.name == "score" || g.name == "adapt.micro";
-        let found = if validation {
-            let nll = output(g, "nll")
-                .ok_or_else(|| optim::Error { message: format!("{} has no score", g.name), span: None })?;
-            let vocab = logits(g).map(|l| l.1);
-            match vocab {
-                Some(vocab) => check_score(g, nll, vocab, &Inputs::standard(Split::Val)).map(drop),
-                None => {
-                    return Err(optim::Error {
-                        message: "the score is not the compiler's own cross-entropy of the logits".into(),
-                        span: None,
-                    });
-                }
-            }
+        let found = if g.name == "score" || g.name == "adapt.micro" {
+            let Some(nll) = output(g, "nll") else {
+                let d = Diagnostic::error(codes::ILLEGAL, format!("the graph `{}` has no score", g.name));
+                return Err(vec![d.in_file(FileId(0))]);
+            };
+            // Where the score is no cross-entropy, any axis gives the right error.
+            let vocab = logits(g).map_or(AxisId(0), |l| l.1);
+            check_score(g, nll, vocab, &Inputs::standard(Split::Val)).map(drop)
         } else {
             check_training(g, &Inputs::standard(Split::Train))
         };
-        if let Err(errors) = found {
-            return Err(errors
-                .first()
-                .map_or(optim::Error { message: "illegal evaluation".into(), span: None }, |e| error(e, &g.name)));
-        }
+        found.map_err(|errors| errors.iter().map(|e| illegal(e, &g.name)).collect::<Vec<_>>())?;
     }
     Ok(())
 }

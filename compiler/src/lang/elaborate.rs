@@ -240,7 +240,10 @@ impl<'p, 'b> Evaluator<'p, 'b> {
         f: impl FnOnce(&mut Builder) -> Result<NodeId, TypeError>,
     ) -> Eval<NodeId> {
         let visit = self.visit.last().cloned().unwrap_or_default();
-        self.b.set_origin(Origin { span: Some((span.file.0, span.start, span.end)), visit });
+        // What the prelude makes was written by the user where the prelude is called.
+        let main = self.program.modules[0].tree.file;
+        let place = self.sites.iter().rev().find(|site| span.file != main && site.file == main).unwrap_or(&span);
+        self.b.set_origin(Origin { span: Some((place.file.0, place.start, place.end)), visit });
         f(self.b).map_err(|error| self.type_error(span, operands, &error))
     }
 

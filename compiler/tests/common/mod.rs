@@ -5,7 +5,7 @@ use golf_compiler::graph::interpret::{Contents, Tensor};
 use golf_compiler::lang::{Input, Model, load};
 use golf_grammar::{SourceMap, render_all};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A path below the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -48,10 +48,14 @@ pub const S1016: [&str; 17] = [
     "evaluate.stride=16",
 ];
 
-/// All tensors of a safetensors file.
+/// All tensors of a safetensors file of the repository.
 pub fn safetensors(path: &str) -> BTreeMap<String, Tensor> {
-    let path = repository(path);
-    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    safetensors_at(&repository(path))
+}
+
+/// All tensors of a safetensors file.
+pub fn safetensors_at(path: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let data = &bytes[8 + header..];
     let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
