@@ -81,6 +81,8 @@ cp -r data truncated; for f in truncated/fineweb_train_*.bin; do truncate -s -3 
 expect 1 "fineweb_train_" ./tiny train --data truncated --out new2 --steps 1
 cp -r data large; for f in large/fineweb_train_*.bin; do printf '\xff\xff' | dd of="$f" bs=1 seek=2048 conv=notrunc status=none; done
 expect 1 "vocab" ./tiny train --data large --out new3 --steps 1
+cp -r data model; rm model/tokenizer.bytes; cp "$root/tests/data/tokenizer/nfkc.model" model/
+expect 1 "nfkc.model: a tokenizer of 400 ids, the program's vocabulary is 260" ./tiny score --data model --out new5 --artifact run1/artifact.golfa
 cp run1/artifact.golfa flipped.golfa; printf '\xaa' | dd of=flipped.golfa bs=1 seek=5000 conv=notrunc status=none
 expect 1 "damaged|checksum" ./tiny score --data data --out new4 --artifact flipped.golfa
 
