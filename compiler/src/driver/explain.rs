@@ -63,48 +63,14 @@ pub(super) fn text(model: &Model, b: &Built) -> String {
 
 /// Which ops share a kernel, by distinct kernel of the training step, and why neighbours do not.
 fn fusion(s: &mut String, planned: &Planned) {
+    let Some(i) = planned.graphs.iter().position(|g| g.graph.name == "train.micro") else { return };
     let _ = writeln!(
         s,
-        "\nkernels of {} train.micro (distinct; calls, work of one call, fused ops):",
-        planned.variant.precision
+        "\nkernels of {} train.micro (work of one call), {} distinct in all graphs:",
+        planned.variant.precision,
+        planned.kernels.len()
     );
-    for (g, steps) in planned.graphs.iter().zip(&planned.steps) {
-        if g.graph.name != "train.micro" {
-            continue;
-        }
-        let mut seen: BTreeMap<usize, (usize, String)> = BTreeMap::new();
-        for (step, kernel) in g.steps.iter().zip(steps) {
-            let entry = seen.entry(*kernel).or_insert_with(|| (0, ops_of(&g.graph, &step.nodes)));
-            entry.0 += 1;
-        }
-        for (kernel, (calls, ops)) in seen {
-            let k = &planned.kernels[kernel];
-            let flops: u64 = k.launches().iter().map(|l| l.flops).sum();
-            let _ = writeln!(s, "  {:<32} {calls:>4} x {:>9.4} GFLOP  {ops}", k.symbol(), flops as f64 / 1e9);
-        }
-        let mut why: BTreeMap<&str, usize> = BTreeMap::new();
-        for reason in g.refused.values() {
-            *why.entry(reason).or_default() += 1;
-        }
-        let _ = writeln!(s, "not fused (ops, reason):");
-        for (reason, n) in why {
-            let _ = writeln!(s, "  {n:>5}  {reason}");
-        }
-    }
-}
-
-/// Names of the ops a kernel computes, in order, repeats counted.
-fn ops_of(g: &crate::graph::ir::Graph, nodes: &[crate::graph::ir::NodeId]) -> String {
-    let mut names: Vec<(&str, usize)> = Vec::new();
-    for n in nodes {
-        let name = crate::graph::ops::row(&g.nodes[n.0 as usize].op).name;
-        match names.last_mut() {
-            Some((last, count)) if *last == name => *count += 1,
-            _ => names.push((name, 1)),
-        }
-    }
-    let text = |(name, count): &(&str, usize)| if *count > 1 { format!("{name}x{count}") } else { name.to_string() };
-    names.iter().map(text).collect::<Vec<_>>().join(" ")
+    s.push_str(&crate::schedule::explain::table(planned, i));
 }
 
 fn variant(s: &mut String, v: &Variant, rss: u64) {

@@ -91,6 +91,14 @@ impl Kernel {
         }
     }
 
+    /// The description whose generated functions serve this one too, with this one's number of tasks (see [`row::Row::code`]).
+    pub fn code(&self) -> Kernel {
+        match self {
+            Kernel::Row(k) => Kernel::Row(k.code()),
+            Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Host(_) => self.clone(),
+        }
+    }
+
     /// Symbol stem: the family and a hash of [`Kernel::text`]. Generated functions are `{symbol}_{entry}_{tier}`.
     pub fn symbol(&self) -> String {
         let hash = blake3::hash(self.text().as_bytes()).to_hex();
@@ -100,6 +108,15 @@ impl Kernel {
     /// The whole description as canonical text (`--emit=kernels`): equal text means equal code.
     pub fn text(&self) -> String {
         text::kernel(self)
+    }
+
+    /// Says why no emitter would take this description.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Kernel::Row(k) => k.check().and_then(|()| row::lower::lower(k).map(|_| ())),
+            Kernel::Attend(k) => k.check(),
+            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Host(_) => Ok(()),
+        }
     }
 
     /// The generated functions, in launch order.

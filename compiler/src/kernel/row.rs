@@ -80,6 +80,25 @@ impl Row {
         axes.iter().filter(|a| !self.outer.contains(a)).map(|a| self.graph.axes[a.0 as usize].size).product()
     }
 
+    /// The same kernel over two tasks' rows. When rows are a multiple of the block and the body does not ask for the position along the
+    /// outermost axis, a generated function does not know how many there are: it runs rows `task * block` to `(task + 1) * block`.
+    pub fn code(&self) -> Row {
+        let rest: usize = self.outer.iter().skip(1).map(|a| self.graph.axes[a.0 as usize].size).product();
+        let Some(first) = self.outer.first().copied() else { return self.clone() };
+        let asked = |n: &crate::graph::ir::Node| match n.op {
+            Op::Iota(a) | Op::Shift(a, _) => a == first,
+            Op::Random { .. } => true,
+            _ => false,
+        };
+        let whole = self.rows().is_multiple_of(self.block) && (2 * self.block).is_multiple_of(rest);
+        if !whole || self.rows() < 2 || self.graph.nodes.iter().any(asked) {
+            return self.clone();
+        }
+        let mut out = self.clone();
+        out.graph.axes[first.0 as usize].size = 2 * self.block / rest;
+        out
+    }
+
     /// Says what is wrong if the body breaks the rules of this module's documentation.
     pub fn check(&self) -> Result<(), String> {
         let g = &self.graph;

@@ -34,6 +34,19 @@ pub(super) enum Kind {
     Host,
 }
 
+impl Kind {
+    /// Family name, as of kernels.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Kind::Row { .. } => "row",
+            Kind::Gemm { .. } => "gemm",
+            Kind::Attend => "attend",
+            Kind::Scatter => "scatter",
+            Kind::Host => "host",
+        }
+    }
+}
+
 /// A kernel in the making.
 #[derive(Clone, Debug)]
 pub(super) struct Cluster {
@@ -73,8 +86,8 @@ pub(super) struct Clusters<'p> {
     pub inlined: BTreeSet<NodeId>,
     /// Values that were loose at first, and the first cluster that came after they got a home.
     pub late: BTreeMap<NodeId, usize>,
-    /// Why a node did not join the cluster of an operand.
-    pub refused: BTreeMap<NodeId, String>,
+    /// Why a node did not join the cluster of an operand: that cluster, the reason.
+    pub refused: BTreeMap<NodeId, (usize, String)>,
 }
 
 /// Why a value cannot be computed in a cluster.

@@ -50,6 +50,7 @@ pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
         count: BTreeMap::new(),
         attends: BTreeMap::new(),
         reach: Reach::default(),
+        root: (0..n as u32).map(NodeId).collect(),
         written: BTreeMap::new(),
         outputs: BTreeMap::new(),
     };
@@ -110,6 +111,8 @@ struct Fuse<'p> {
     /// Attention clusters by operands.
     attends: BTreeMap<Vec<NodeId>, usize>,
     reach: Reach,
+    /// The one large value that an element-wise value derives from, or itself.
+    root: Vec<NodeId>,
     /// Outputs by cluster.
     written: BTreeMap<usize, Vec<usize>>,
     /// Outputs by value.
@@ -375,7 +378,7 @@ impl Fuse<'_> {
         })
     }
 
-    /// Large values in memory that a node reads, through loose ones.
+    /// Large values in memory that a node reads, through loose ones and through what derives from one other value.
     fn bases(&self, n: NodeId) -> BTreeSet<NodeId> {
         let mine = elements(self.g(), n);
         let mut out = BTreeSet::new();
@@ -388,7 +391,7 @@ impl Fuse<'_> {
             match self.c.p.layouts.view(self.g(), x).map(|v| v.base) {
                 Some(b) if buffer_of(self.g(), b).is_some() || self.c.home(b).is_some() => {
                     if elements(self.g(), b) * LARGE > mine {
-                        out.insert(b);
+                        out.insert(self.root[b.0 as usize]);
                     }
                 }
                 _ => todo.extend(&self.g().nodes[x.0 as usize].args),
@@ -613,7 +616,7 @@ impl Fuse<'_> {
         };
         let deps: BTreeSet<_> = walk.uses.values().filter_map(leaf).collect();
         match deps.iter().find(|d| self.reach.needs(**d, c)) {
-            Some(d) => Err(Refusal { node: n, why: format!("needs kernel {d}, which waits for this one") }),
+            Some(_) => Err(Refusal { node: n, why: "needs a kernel that waits for this one".to_string() }),
             None => Ok(deps),
         }
     }
@@ -668,8 +671,8 @@ impl Fuse<'_> {
                 true
             }
             Err(refusal) => {
-                let why = format!("kernel {c}: %{} {}", refusal.node.0, refusal.why);
-                self.c.refused.entry(n).or_insert(why);
+                let about = if refusal.node == n { "" } else { "an operand " };
+                self.c.refused.entry(n).or_insert((c, format!("{about}{}", refusal.why)));
                 false
             }
         }
@@ -686,6 +689,9 @@ impl Fuse<'_> {
         // Operands of an anchor are no operands of its epilogue.
         let own = matches!(self.c.list[c].kind, Kind::Gemm { dot, .. } if dot == n);
         let bases = if own { BTreeSet::new() } else { self.bases(n) };
+        if can_inline(&self.g().nodes[n.0 as usize].op) && bases.len() == 1 {
+            self.root[n.0 as usize] = bases.first().copied().unwrap_or(n);
+        }
         let bases: Vec<_> = bases.into_iter().filter(|b| self.c.home(*b) != Some(c)).collect();
         deps.iter().for_each(|d| self.reach.add(c, *d));
         let cluster = &mut self.c.list[c];

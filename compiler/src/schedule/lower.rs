@@ -113,15 +113,22 @@ pub(super) fn lower(
     Ok((out, l.sizes))
 }
 
-/// Rows per task: at most 64 tasks, and at least some thousand elements each. Depends on shapes only.
+/// Rows per task of a cluster. Depends on shapes only.
 fn block(c: &Clusters<'_>, cluster: usize, body: &Body) -> usize {
     let Some(outer) = c.outer(cluster) else { return 1 };
     let g = c.g();
-    let rows = numel(g, outer);
     let inner =
         |n: &NodeId| -> usize { axes(g, *n).iter().filter(|a| !outer.contains(a)).map(|a| size(g, *a)).product() };
-    let work = body.order.iter().map(inner).max().unwrap_or(1).max(1);
-    rows.div_ceil(64).max(8192 / work).clamp(1, rows.max(1))
+    let work = body.order.iter().map(inner).max().unwrap_or(1);
+    rows_per_task(numel(g, outer), work, !body.columns.is_empty())
+}
+
+/// Rows per task: some thousand elements, a power of two so that shapes share code; with partial sums at most 64 tasks, since every task
+/// leaves a row of them.
+pub(super) fn rows_per_task(rows: usize, work: usize, partial: bool) -> usize {
+    let least = if partial { rows.div_ceil(64) } else { 1 };
+    let block = (8192 / work.max(1)).max(least).max(1);
+    if block >= rows { rows.max(1) } else { block.next_power_of_two().min(rows) }
 }
 
 /// Splits an element offset into whole alignment units (bytes, for the pointer) and the rest (elements, for the description).

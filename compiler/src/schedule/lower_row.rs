@@ -75,6 +75,7 @@ impl Lower<'_, '_> {
         }
         let Body { b, rows, slots, args, .. } = out;
         let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block: self.blocks[i], args };
+        let row = super::flatten::flatten(&row).unwrap_or(row);
         Ok(self.finish(i, Kernel::Row(row), slots))
     }
 
@@ -93,7 +94,7 @@ impl Lower<'_, '_> {
         let Target { memory, dtype, view, .. } = self.target(effect);
         let order = self.c.p.layouts.order(g, e.value);
         let outer: Vec<_> = if numel(g, &order) <= 4096 { Vec::new() } else { order[..1].to_vec() };
-        let block = numel(g, &outer).div_ceil(64).max(1);
+        let block = super::lower::rows_per_task(numel(g, &outer), numel(g, &order) / numel(g, &outer), false);
         let mut out = Body::new(g, &outer);
         let value = out.leaf(e.value, &view, memory, dtype).map_err(text)?;
         out.value.insert(e.value, value);
@@ -101,6 +102,7 @@ impl Lower<'_, '_> {
         out.write(e.value, Memory::Buffer(e.buffer), dtype, &e.view(), e.mode).map_err(text)?;
         let Body { b, rows, slots, args, .. } = out;
         let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block, args };
+        let row = super::flatten::flatten(&row).unwrap_or(row);
         Ok(Lowered { kernel: Kernel::Row(row), args: slots, nodes: Vec::new(), key: u32::MAX, effects: vec![effect] })
     }
 }

@@ -15,6 +15,8 @@
 
 mod cluster;
 mod contract;
+pub mod explain;
+mod flatten;
 mod fuse;
 mod layout;
 mod lift;
@@ -101,7 +103,16 @@ pub struct Scheduled {
     /// Kernels.
     pub steps: Vec<Step>,
     /// Why a node is not in the kernel of one of its operands.
-    pub refused: BTreeMap<NodeId, String>,
+    pub refused: BTreeMap<NodeId, Refused>,
+}
+
+/// A fusion that was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Family of the kernel that did not take the node.
+    pub family: &'static str,
+    /// Why, as the end of a sentence about the node.
+    pub why: String,
 }
 
 /// Schedules a verified graph.
@@ -109,8 +120,44 @@ pub fn schedule(graph: &Graph) -> Result<Scheduled, Error> {
     schedule_with(graph, &Options::default())
 }
 
-/// [`schedule`] with options.
+/// [`schedule`] with options. A fused kernel that no emitter takes makes the whole graph unfused; a kernel that is not taken even then
+/// is an error.
 pub fn schedule_with(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
+    checked(graph, options, &Taken::default())
+}
+
+/// Code that emitters take, by its text.
+type Taken = std::sync::Mutex<BTreeSet<String>>;
+
+/// [`schedule_with`], with a memory of what emitters take.
+fn checked(graph: &Graph, options: &Options, taken: &Taken) -> Result<Scheduled, Error> {
+    let mut options = *options;
+    loop {
+        let s = once(graph, &options)?;
+        match s.steps.iter().find_map(|step| refusal(&step.kernel, taken)) {
+            None => return Ok(s),
+            Some(why) if !options.fuse => return Err(Error::new(&graph.name, why)),
+            Some(_) => options.fuse = false,
+        }
+    }
+}
+
+/// Why no emitter takes a kernel.
+fn refusal(k: &Kernel, taken: &Taken) -> Option<String> {
+    // A poisoned lock only means that another thread panicked; the set is still good.
+    let lock = || taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let text = k.code().text();
+    if lock().contains(&text) {
+        return None;
+    }
+    let why = k.check().err();
+    if why.is_none() {
+        lock().insert(text);
+    }
+    why
+}
+
+fn once(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
     let prepared = prepare::prepare(graph)?;
     let mut clusters = fuse::fuse(&prepared, options.fuse)?;
     let bodies = store::store(&mut clusters, options.fuse)?;
@@ -143,7 +190,10 @@ pub fn schedule_with(graph: &Graph, options: &Options) -> Result<Scheduled, Erro
             .collect();
         steps.push(Step { kernel, args, nodes });
     }
-    let refused = clusters.refused.clone();
+    let refused = clusters.refused.iter();
+    let refused =
+        refused.map(|(n, (c, why))| (*n, Refused { family: clusters.list[*c].kind.family(), why: why.clone() }));
+    let refused = refused.collect();
     Ok(Scheduled { graph: prepared.graph.clone(), values, steps, refused })
 }
 

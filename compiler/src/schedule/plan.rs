@@ -5,9 +5,9 @@
 //! program.
 
 use super::memory::{self, ALIGN, Block};
-use super::{Error, Memory, Scheduled, Step, lift, schedule};
+use super::{Error, Memory, Options, Scheduled, Step, checked, lift};
 use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
-use crate::kernel::{Access, Kernel, LaunchArg, plan_dtype};
+use crate::kernel::{Access, Kernel, Launch, LaunchArg, plan_dtype};
 use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Segment, Variant};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -37,13 +37,13 @@ pub struct StateBuffer {
 pub struct Planned {
     /// The plan.
     pub variant: Variant,
-    /// Distinct kernels; code has to be generated for all but host routines.
+    /// Distinct kernels to generate code for (all but host routines), as [`Kernel::code`] gives them.
     pub kernels: Vec<Kernel>,
-    /// For each entry of [`Variant::kernels`]: the kernel and the entry point it is.
+    /// For each entry of [`Variant::kernels`]: the kernel whose code it is, and the entry point.
     pub entries: Vec<(usize, &'static str)>,
     /// Graphs as kernels, in plan order.
     pub graphs: Vec<Scheduled>,
-    /// For each graph and step: the kernel it runs.
+    /// For each graph and step: the kernel whose code it runs.
     pub steps: Vec<Vec<usize>>,
 }
 
@@ -68,6 +68,7 @@ pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result
 /// Schedules graphs on all cores; the result does not depend on how many there are.
 fn schedule_all(graphs: &[Graph]) -> Result<Vec<Scheduled>, Error> {
     let next = AtomicUsize::new(0);
+    let taken = super::Taken::default();
     let done: Vec<OnceLock<Result<Scheduled, Error>>> = graphs.iter().map(|_| OnceLock::new()).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(graphs.len());
     std::thread::scope(|scope| {
@@ -76,12 +77,12 @@ fn schedule_all(graphs: &[Graph]) -> Result<Vec<Scheduled>, Error> {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(graph) = graphs.get(i) else { break };
-                    let _ = done[i].set(schedule(graph));
+                    let _ = done[i].set(checked(graph, &Options::default(), &taken));
                 }
             });
         }
     });
-    done.into_iter().zip(graphs).map(|(r, g)| r.into_inner().unwrap_or_else(|| schedule(g))).collect()
+    done.into_iter().zip(graphs).map(|(r, g)| r.into_inner().unwrap_or_else(|| super::schedule(g))).collect()
 }
 
 /// Peak resident memory of a process that trains with this plan, bytes.
@@ -112,13 +113,25 @@ impl Constants {
     }
 }
 
+/// A kernel description in the plan.
+struct Described {
+    /// Its first entry.
+    first: u32,
+    /// The kernel whose code it runs.
+    owner: usize,
+    launches: Vec<Launch>,
+    temps: Vec<u64>,
+}
+
 struct Planner {
     variant: Variant,
     kernels: Vec<Kernel>,
-    known: BTreeMap<String, usize>,
+    /// Code by text.
+    codes: BTreeMap<String, usize>,
     entries: Vec<(usize, &'static str)>,
-    /// First entry of each kernel.
-    first: Vec<u32>,
+    /// Descriptions by text.
+    known: BTreeMap<String, usize>,
+    described: Vec<Described>,
     /// State and gradient buffers by name.
     shared: BTreeMap<String, Buffer>,
     constants: Constants,
@@ -140,9 +153,10 @@ impl Planner {
                 graphs: Vec::new(),
             },
             kernels: Vec::new(),
-            known: BTreeMap::new(),
+            codes: BTreeMap::new(),
             entries: Vec::new(),
-            first: Vec::new(),
+            known: BTreeMap::new(),
+            described: Vec::new(),
             shared: BTreeMap::new(),
             constants: Constants::default(),
         };
@@ -198,18 +212,24 @@ impl Planner {
         Ok(())
     }
 
-    /// Number of a kernel; new ones get entries.
-    fn kernel(&mut self, k: &Kernel) -> usize {
+    /// Number of a description; new ones get entries in the plan, and code if they share none.
+    fn describe(&mut self, k: &Kernel) -> usize {
         let text = k.text();
         if let Some(known) = self.known.get(&text) {
             return *known;
         }
-        let index = self.kernels.len();
-        self.known.insert(text, index);
-        self.first.push(self.entries.len() as u32);
-        let symbol = k.symbol();
-        for launch in k.launches() {
-            self.entries.push((index, launch.entry));
+        self.known.insert(text, self.described.len());
+        let code = k.code();
+        let next = self.kernels.len();
+        let owner = *self.codes.entry(code.text()).or_insert(next);
+        let symbol = code.symbol();
+        if owner == next {
+            self.kernels.push(code);
+        }
+        let launches = k.launches();
+        let first = self.entries.len() as u32;
+        for launch in &launches {
+            self.entries.push((owner, launch.entry));
             let (name, builtin) = match k {
                 Kernel::Host(h) => (symbol.clone(), Some(h.builtin.clone())),
                 _ => (format!("{symbol}_{}", launch.entry), None),
@@ -224,14 +244,15 @@ impl Planner {
                 builtin,
             });
         }
-        self.kernels.push(k.clone());
-        index
+        self.described.push(Described { first, owner, launches, temps: k.temps() });
+        self.described.len() - 1
     }
 
     /// Places the scratch of a graph and writes its calls. Gives the kernel of each step.
     fn graph(&mut self, s: &Scheduled) -> Result<Vec<usize>, Error> {
-        let used: Vec<usize> = s.steps.iter().map(|step| self.kernel(&step.kernel)).collect();
-        let spans = Spans::of(s);
+        let used: Vec<usize> = s.steps.iter().map(|step| self.describe(&step.kernel)).collect();
+        let temps = |i: usize| &self.described[used[i]].temps[..];
+        let spans = Spans::of(s, &temps);
         let (offsets, total) = memory::place(&spans.blocks);
         let scratch = |i: usize| Place { segment: Segment::Scratch, offset: offsets[i] };
         let mut calls = Vec::new();
@@ -248,7 +269,7 @@ impl Planner {
                 };
                 places.push(Place { offset: base.offset + arg.offset, ..base });
             }
-            for (j, launch) in step.kernel.launches().into_iter().enumerate() {
+            for (j, launch) in self.described[used[i]].launches.iter().enumerate() {
                 let args = launch
                     .args
                     .iter()
@@ -257,7 +278,7 @@ impl Planner {
                         LaunchArg::Temp(n) => scratch(spans.temps[i][*n]),
                     })
                     .collect();
-                calls.push(Call { kernel: self.first[used[i]] + j as u32, tasks: launch.tasks, args });
+                calls.push(Call { kernel: self.described[used[i]].first + j as u32, tasks: launch.tasks, args });
             }
         }
         let listed = |kind: BufferKind| -> Vec<Buffer> {
@@ -272,7 +293,7 @@ impl Planner {
         };
         let (inputs, outputs) = (listed(BufferKind::Input), listed(BufferKind::Output));
         self.variant.graphs.push(GraphPlan { name: s.graph.name.clone(), calls, inputs, outputs, scratch: total });
-        Ok(used)
+        Ok(used.iter().map(|i| self.described[*i].owner).collect())
     }
 
     fn constant(&mut self, content: Vec<u8>) -> Place {
@@ -321,7 +342,7 @@ struct Spans {
 }
 
 impl Spans {
-    fn of(s: &Scheduled) -> Spans {
+    fn of<'t>(s: &Scheduled, temps: &dyn Fn(usize) -> &'t [u64]) -> Spans {
         let last = s.steps.len().saturating_sub(1);
         let mut out = Spans { blocks: Vec::new(), values: Vec::new(), buffers: BTreeMap::new(), temps: Vec::new() };
         for v in &s.values {
@@ -356,9 +377,9 @@ impl Spans {
                     block.last = block.last.max(i);
                 }
             }
-            let temps = step.kernel.temps();
+            let temps = temps(i);
             out.temps.push((0..temps.len()).map(|j| out.blocks.len() + j).collect());
-            out.blocks.extend(temps.into_iter().map(|bytes| Block { bytes, first: i, last: i }));
+            out.blocks.extend(temps.iter().map(|bytes| Block { bytes: *bytes, first: i, last: i }));
         }
         for block in &mut out.blocks {
             // Never used: an output nobody writes.

@@ -360,7 +360,13 @@ impl<'c, 'p> Store<'c, 'p> {
             Kind::Gemm { .. } => MOST_ARGS.1,
             _ => MOST_ARGS.0,
         };
+        let shifts = |b: &Body| {
+            let shift = |n: &&NodeId| matches!(g.nodes[n.0 as usize].op, Op::Shift(..)) && b.uses[*n] == Use::Compute;
+            b.order.iter().filter(shift).count()
+        };
         volatile(new).is_subset(&volatile(old))
+            // A shift reads its operand once more.
+            && (!old.alive() || shifts(new) <= shifts(old))
             && (!old.alive() || large(new) <= large(old))
             && !(grew && new.reads.len() + new.stored.len() + new.effects.len() > most)
             && !(new.order.len() > old.order.len() && new.order.len() > MOST_NODES)

@@ -53,12 +53,7 @@ pub(super) fn same(g: &Graph, inputs: &Contents, tolerance: f64) -> Scheduled {
 /// Every kernel is one that the emitters take.
 pub(super) fn emittable<'k>(kernels: impl Iterator<Item = &'k Kernel>) {
     for k in kernels {
-        let taken = match k {
-            Kernel::Row(r) => r.check().and_then(|()| crate::kernel::row::lower::lower(r).map(|_| ())),
-            Kernel::Attend(a) => a.check(),
-            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Host(_) => Ok(()),
-        };
-        if let Err(why) = taken {
+        if let Err(why) = k.check() {
             panic!("{why}\n{}", k.text());
         }
     }

@@ -47,8 +47,9 @@ fn dtype(d: P) -> DType {
 /// Runs one graph of a plan, taking argument places from the launches of each kernel and spoiling its temporaries.
 fn run(p: &Planned, graph: usize, heap: &mut Heap) {
     let mut calls = p.variant.graphs[graph].calls.iter();
-    for kernel in &p.steps[graph] {
-        let k: &Kernel = &p.kernels[*kernel];
+    for (step, kernel) in p.graphs[graph].steps.iter().zip(&p.steps[graph]) {
+        let k: &Kernel = &step.kernel;
+        assert_eq!(k.code(), p.kernels[*kernel]);
         let mut args = vec![None; k.accesses().len()];
         let temps = k.temps();
         for launch in k.launches() {
