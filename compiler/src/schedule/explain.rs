@@ -48,13 +48,13 @@ pub fn kernels(p: &Planned, graph: usize) -> Vec<Explained> {
     out
 }
 
-/// Fusions that were not made, alike ones together: (op, family that did not take it, reason) and how often.
-pub fn refusals(p: &Planned, graph: usize) -> BTreeMap<(&'static str, &'static str, String), usize> {
+/// Fusions that were not made, alike ones together: (op, family that did not take it, reason), and the nodes.
+pub fn refusals(p: &Planned, graph: usize) -> BTreeMap<(&'static str, &'static str, String), Vec<NodeId>> {
     let s = &p.graphs[graph];
-    let mut out = BTreeMap::new();
+    let mut out: BTreeMap<_, Vec<NodeId>> = BTreeMap::new();
     for (n, r) in &s.refused {
         let op = crate::graph::ops::row(&s.graph.nodes[n.0 as usize].op).name;
-        *out.entry((op, r.family, r.why.clone())).or_default() += 1;
+        out.entry((op, r.family, r.why.clone())).or_default().push(*n);
     }
     out
 }
@@ -81,8 +81,10 @@ pub fn table(p: &Planned, graph: usize) -> String {
     let refusals = refusals(p, graph);
     if !refusals.is_empty() {
         let _ = writeln!(s, "  not fused:");
-        for ((op, family, why), n) in refusals {
-            let _ = writeln!(s, "  {n:>5} x {op} into {family}: {why}");
+        for ((op, family, why), nodes) in refusals {
+            let g = &p.graphs[graph].graph;
+            let example = crate::graph::text::print_node(g, nodes[0]);
+            let _ = writeln!(s, "  {:>5} x {op} into {family}: {why}; {}", nodes.len(), example.trim());
         }
     }
     s
