@@ -9,6 +9,7 @@ use super::receipt::{self, ChunkLine, End, Header, Writer};
 use super::score::{AdaptPlan, Stream, Totals, chunks};
 use super::window::Windows;
 use crate::error::{Error, Result};
+use crate::files::{self, Faults};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -103,21 +104,7 @@ impl Snapshot {
         let mut bytes = serde_json::to_vec(&head).map_err(|e| Error::machine(e.to_string()))?;
         bytes.push(b'\n');
         bytes.extend_from_slice(&self.engine);
-        let temp = path.with_extension("tmp");
-        let write = || -> std::io::Result<()> {
-            let mut f = fs::File::create(&temp)?;
-            f.write_all(&bytes)?;
-            f.sync_all()?;
-            fs::rename(&temp, path)?;
-            if let Some(dir) = path.parent() {
-                fs::File::open(dir)?.sync_all()?;
-            }
-            Ok(())
-        };
-        write().map_err(|e| {
-            let _ = fs::remove_file(&temp);
-            Error::io(path, e)
-        })
+        files::atomic_bytes(path, "evaluation", &Faults::none(), &bytes)
     }
 
     /// `None` when there is no usable snapshot: the evaluation then starts over.
