@@ -8,6 +8,7 @@ mod explain;
 mod program;
 
 use crate::graph::ir::DType;
+use crate::kernel::Target;
 use crate::lang;
 use crate::{optim, schedule, target};
 use golf_grammar::{Diagnostic, FileId, SourceMap, Span, print, render_all, to_json};
@@ -167,25 +168,23 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     emit::ast(emits, &model)?;
     let source = Checked { map: &map };
 
-    let sizes = program::sizes(&model);
-    let precisions = precisions(&model, o.precision.as_deref());
-    let assemblies = times.stage("graphs", || {
-        precisions
-            .iter()
-            .map(|&p| optim::assemble(&model, &sizes, p).map_err(|e| source.stop(e)))
+    let parts = times.stage("graphs", || {
+        kinds(&model, o)
+            .into_iter()
+            .map(|(target, p)| program::Part::new(&model, target, p).map_err(|e| source.stop(e)))
             .collect::<Outcome<Vec<_>>>()
     })?;
-    let legal = times.stage("legality", || program::check_legality(&assemblies[0]));
+    let legal = times.stage("legality", || program::check_legality(&parts[0].assembly));
     legal.map_err(|d| Stop::Diagnostics(Box::new(map.clone()), d))?;
-    emit::graphs(emits, &assemblies[0])?;
+    emit::graphs(emits, &parts[0].assembly)?;
     if o.check_legality {
-        program::perturbation(&model, &sizes).map_err(|e| source.stop(e))?;
+        program::perturbation(&model, &parts[0].sizes).map_err(|e| source.stop(e))?;
     }
     let wanted = o.out.is_some() || o.explain || emit::needs_plan(emits);
     if !wanted {
         return Ok(());
     }
-    let built = times.stage("schedule", || program::build(&model, &sizes, &assemblies))?;
+    let built = times.stage("schedule", || program::build(&model, &parts))?;
     emit::plan(emits, &built)?;
     if o.explain {
         let text = explain::text(&model, &built);
@@ -203,7 +202,8 @@ fn code(o: &Options, emits: &[emit::Emit], built: &program::Built, times: &mut T
     if let Some(jobs) = o.jobs {
         options.threads = jobs.max(1);
     }
-    let timings = times.stage("code", || crate::package::link(&built.program, &built.kernels, out, &options))?;
+    let timings =
+        times.stage("code", || crate::package::link(&built.program, &built.planned, &built.kernels, out, &options))?;
     if o.time {
         eprintln!(
             "code: {} kernels compiled, {} from the cache; time summed over threads:",
@@ -222,6 +222,14 @@ fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) ->
         return Err(Error::input("this golfc was built without code generation (cargo feature `mlir`)").into());
     }
     Ok(())
+}
+
+/// The variants an executable holds: the CPU's in every precision, then the GPU's (bf16 only: its matrix units know no f32).
+fn kinds(model: &lang::Model, o: &Options) -> Vec<(Target, DType)> {
+    let precisions = precisions(model, o.precision.as_deref());
+    let gpu = o.targets.iter().any(|t| t == Target::Gpu.device()) && precisions[0] == DType::Bf16;
+    let cpu = precisions.into_iter().map(|p| (Target::Cpu, p));
+    cpu.chain(gpu.then_some((Target::Gpu, DType::Bf16))).collect()
 }
 
 /// The precisions an executable holds: what the program computes in first, f32 always.

@@ -17,10 +17,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use golf_runtime::error::{Error, Result};
 use golf_runtime::plan::{PLAN_VERSION, Program};
 
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Target};
 use crate::mlir::object::{self, Options, Timings};
 use crate::mlir::sys::{File, Llvm};
 use crate::mlir::tier::Tier;
+use crate::schedule::plan::Planned;
 
 /// golf-runtime as a static library, zstd; empty if golfc was built without it.
 const RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.a.zst"));
@@ -36,14 +37,40 @@ pub fn glibc() -> String {
 /// Compiles `kernels` for every tier of the program, links, and moves the executable to `out`.
 ///
 /// Errors: the machine (no linker, disk full, no permission), with what to do; anything else is a bug of golfc and says so.
-pub fn link(program: &Program, kernels: &[Kernel], out: &Path, options: &Options) -> Result<Timings> {
+pub fn link(
+    program: &Program,
+    planned: &[Planned],
+    kernels: &[Kernel],
+    out: &Path,
+    options: &Options,
+) -> Result<Timings> {
+    let (program, gpu) = with_modules(program, planned, options)?;
+    let program = &program;
     let tiers = program.tiers.iter().map(|t| tier(&t.name)).collect::<Result<Vec<_>>>()?;
     let jobs = object::jobs(kernels, &tiers);
     let (mut objects, mut timings) = object::compile(&jobs, options).map_err(internal)?;
+    timings.merge(&gpu);
     objects.insert(0, timings.stage("table", || table_object(program, kernels, &tiers))?);
     let runtime = timings.stage("runtime", unpack_runtime)?;
     timings.stage("link", || link_objects(&objects, &runtime, out))?;
     Ok(timings)
+}
+
+/// The program with the GPU's code in its variants.
+fn with_modules(program: &Program, planned: &[Planned], options: &Options) -> Result<(Program, Timings)> {
+    let (mut program, mut timings) = (program.clone(), Timings::default());
+    for (variant, planned) in program.variants.iter_mut().zip(planned) {
+        if variant.device != Target::Gpu.device() {
+            continue;
+        }
+        let job = |k: &Kernel| object::Job { kernel: k.clone(), tier: Tier::Sm90a };
+        let jobs: Vec<_> = planned.kernels.iter().map(job).collect();
+        let (modules, more) = object::compile(&jobs, options).map_err(internal)?;
+        timings.merge(&more);
+        let text = |m: Vec<u8>| String::from_utf8(m).map_err(|_| internal("ptx is not text"));
+        variant.modules = modules.into_iter().map(text).collect::<Result<_>>()?;
+    }
+    Ok((program, timings))
 }
 
 fn internal(message: impl std::fmt::Display) -> Error {
@@ -90,6 +117,10 @@ fn table_text(program: &Program, plan: &[u8], kernels: &[Kernel], tiers: &[Tier]
     out(format!("@plan = private constant [{} x i8] c\"{}\", align 64", plan.len(), escaped(plan)));
     for (v, variant) in program.variants.iter().enumerate() {
         let mut entries = Vec::new();
+        if variant.device != Target::Cpu.device() {
+            out(format!("@entries{v} = private constant [0 x ptr] []"));
+            continue;
+        }
         for tier in tiers {
             for kernel in &variant.kernels {
                 if kernel.builtin.is_some() {

@@ -38,18 +38,15 @@ fn train(p: &Program) -> Result<()> {
     if t.seq == 0 || rows == 0 || t.batch == 0 || !t.batch.is_multiple_of(rows) {
         return bad(format!("batch {} is no multiple of ranks {} x seq {}", t.batch, t.ranks, t.seq));
     }
-    if t.micro_rows == 0 || !(t.batch / rows).is_multiple_of(u64::from(t.micro_rows)) {
-        return bad(format!("{} rows a micro-batch do not divide {} rows", t.micro_rows, t.batch / rows));
-    }
     if !(t.stop.is_finite() && t.stop > 0.0) || t.iterations == 0 {
         return bad("no time or steps to train");
     }
     let e = &p.evaluate;
-    if e.rows == 0 || e.window == 0 || e.stride == 0 || !e.window.is_multiple_of(e.stride) {
+    if e.window == 0 || e.stride == 0 || !e.window.is_multiple_of(e.stride) {
         return bad(format!("window {} and stride {} do not fit", e.window, e.stride));
     }
     if let Some(a) = &e.adapt {
-        if a.chunk == 0 || a.micro_rows == 0 || !a.batch.is_multiple_of(a.micro_rows) || a.batch == 0 {
+        if a.chunk == 0 || a.batch == 0 {
             return bad("the adaptation's sizes do not fit");
         }
         a.hypers.iter().try_for_each(|h| expr(&h.value))?;
@@ -70,7 +67,21 @@ fn expr(e: &HostExpr) -> Result<()> {
     if ok && !e.ops.is_empty() { Ok(()) } else { bad("a host expression refers to a later value") }
 }
 
+fn rows(p: &Program, v: &Variant) -> Result<()> {
+    let (t, r) = (&p.train, &v.rows);
+    let rows = t.batch / u64::from(t.ranks) / u64::from(t.seq);
+    if r.train == 0 || !rows.is_multiple_of(u64::from(r.train)) {
+        return bad(format!("{} rows a micro-batch do not divide {rows} rows", r.train));
+    }
+    let adapt = p.evaluate.adapt.as_ref().map_or(1, |a| a.batch);
+    if r.score == 0 || r.adapt == 0 || !adapt.is_multiple_of(r.adapt) {
+        return bad("the rows of an evaluation do not fit");
+    }
+    Ok(())
+}
+
 fn variant(p: &Program, v: &Variant) -> Result<()> {
+    rows(p, v)?;
     let state = |b: &Buffer| b.place.segment == Segment::State;
     if !v.state.iter().all(state) || !v.grads.iter().all(|b| b.place.segment == Segment::Grad) {
         return bad("a state or gradient buffer lies in the wrong segment");
@@ -205,16 +216,16 @@ fn named_graphs(p: &Program, v: &Variant) -> Result<()> {
         list
     };
     let nll = |rows: u32, len| vec![f32s("nll", &[rows as usize, len])];
-    has("train.micro", with_scale(tokens(t.micro_rows, seq)), nll(t.micro_rows, seq))?;
+    has("train.micro", with_scale(tokens(v.rows.train, seq)), nll(v.rows.train, seq))?;
     has("train.update", vec![], vec![])?;
-    has("score", tokens(e.rows, window), nll(e.rows, window))?;
+    has("score", tokens(v.rows.score, window), nll(v.rows.score, window))?;
     hypers(&t.hypers, &["train.update", "train.shard"])?;
     for a in &t.averages {
         has(&a.update, vec![], vec![])?;
         has(&a.finish, vec![], vec![])?;
     }
     if let Some(a) = &e.adapt {
-        has("adapt.micro", with_scale(tokens(a.micro_rows, window)), nll(a.micro_rows, window))?;
+        has("adapt.micro", with_scale(tokens(v.rows.adapt, window)), nll(v.rows.adapt, window))?;
         has("adapt.update", vec![], vec![])?;
         hypers(&a.hypers, &["adapt.update"])?;
     }
@@ -222,7 +233,8 @@ fn named_graphs(p: &Program, v: &Variant) -> Result<()> {
         let Some(b) = v.params.iter().map(|x| &v.state[x.buffer as usize]).find(|b| b.name == q.name) else {
             return bad(format!("{} is to be packed and is no parameter", q.name));
         };
-        if let Some(name) = &q.graph {
+        // Packing is the CPU's work.
+        if let Some(name) = q.graph.as_ref().filter(|_| v.device == "cpu") {
             let codes = ("codes".to_string(), DType::I8, b.shape.clone());
             has(name, vec![], vec![codes, f32s("dequant", &b.shape)])?;
         }

@@ -60,10 +60,12 @@ impl Session {
         let p = &code.program;
         let variant = match &options.precision {
             None => 0,
-            Some(name) => p.variants.iter().position(|v| &v.precision == name).ok_or_else(|| {
-                let have: Vec<_> = p.variants.iter().map(|v| v.precision.as_str()).collect();
-                Error::usage(format!("--precision {name}: this program was compiled for {}", have.join(", ")))
-            })?,
+            Some(name) => {
+                p.variants.iter().position(|v| &v.precision == name && v.device == "cpu").ok_or_else(|| {
+                    let have: Vec<_> = p.variants.iter().map(|v| v.precision.as_str()).collect();
+                    Error::usage(format!("--precision {name}: this program was compiled for {}", have.join(", ")))
+                })?
+            }
         };
         let tier = tier::choose(&p.tiers, options.isa.as_deref())?;
         let predicted = p.predicted_rss[variant];

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised whenever the layout of anything here changes.
-pub const PLAN_VERSION: u32 = 1;
+pub const PLAN_VERSION: u32 = 2;
 
 /// Dtype of a buffer in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -177,7 +177,7 @@ pub enum HostBinary {
 pub struct Call {
     /// Index into [`Variant::kernels`].
     pub kernel: u32,
-    /// The kernel runs for task numbers `0..tasks`, in any order and on any thread: tasks write disjoint memory.
+    /// The kernel runs for task numbers `0..tasks`, in any order and on any thread: tasks write disjoint memory. On a GPU: blocks of the grid.
     pub tasks: u32,
     /// Pointers passed, in the kernel's order.
     pub args: Vec<Place>,
@@ -198,6 +198,41 @@ pub struct Kernel {
     pub scratch: u64,
     /// Implemented by the runtime (host linear algebra, quantile), not generated.
     pub builtin: Option<Builtin>,
+    /// Variants of a GPU: how one call is launched; [`Kernel::symbol`] is an entry of the module [`Grid::module`].
+    pub gpu: Option<Grid>,
+}
+
+/// How a GPU kernel is launched: a one-dimensional grid of [`Call::tasks`] blocks. Its parameters are the pointers of [`Call::args`], in
+/// order, then one 128-byte tensor map by value for each of [`Grid::maps`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grid {
+    /// Index into [`Variant::modules`].
+    pub module: u32,
+    /// Threads per block.
+    pub threads: u32,
+    /// Dynamic shared memory per block, bytes.
+    pub shared: u32,
+    /// Tensor maps of the bulk copy engine.
+    pub maps: Vec<TensorMap>,
+}
+
+/// A tensor in memory as the bulk copy engine sees it (`cuTensorMapEncodeTiled`, no interleave, out-of-bounds elements read as zero).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TensorMap {
+    /// Which of the call's arguments holds the tensor.
+    pub arg: u32,
+    /// Bytes from the argument's pointer to the first element; address and strides are multiples of 16.
+    pub offset: u64,
+    /// Element type: `F32` or `Bf16`.
+    pub dtype: DType,
+    /// Extents, innermost first, 1 to 5.
+    pub dims: Vec<u64>,
+    /// Byte strides of the dimensions after the innermost, which is contiguous.
+    pub strides: Vec<u64>,
+    /// Extents of the box one copy moves, innermost first, each at most 256.
+    pub tile: Vec<u32>,
+    /// Swizzle span of shared memory in bytes: 0 (none), 32, 64 or 128.
+    pub swizzle: u32,
 }
 
 /// Kernels the runtime itself provides.
@@ -260,8 +295,6 @@ pub struct Train {
     pub batch: u64,
     /// Tokens per row.
     pub seq: u32,
-    /// Rows in one run of `train.micro`; divides `batch / ranks / seq`.
-    pub micro_rows: u32,
     /// Time budget, seconds.
     pub stop: f64,
     /// Step cap shown as N in `step:i/N` and never exceeded.
@@ -307,8 +340,6 @@ pub struct Adapt {
     pub epochs: u32,
     /// Sequences (of `window` tokens) per update.
     pub batch: u32,
-    /// Rows in one run of `adapt.micro`.
-    pub micro_rows: u32,
     /// Scalars of `adapt.update` from `chunk`, `chunks`.
     pub hypers: Vec<Hyper>,
 }
@@ -324,13 +355,22 @@ pub struct Evaluate {
     pub stride: u32,
     /// Score at most this many targets (marked `partial`).
     pub limit: Option<u64>,
-    /// Rows in one run of `score`.
-    pub rows: u32,
     /// Chunked adaptation, if declared.
     pub adapt: Option<Adapt>,
 }
 
-/// All graphs of one precision.
+/// Rows in one run of a graph: a choice of the compiler for the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// `train.micro`, rows of [`Train::seq`] tokens; divides `batch / ranks / seq`.
+    pub train: u32,
+    /// `score`, rows of [`Evaluate::window`] tokens.
+    pub score: u32,
+    /// `adapt.micro`, rows of [`Evaluate::window`] tokens.
+    pub adapt: u32,
+}
+
+/// All graphs of one precision on one kind of device.
 ///
 /// Graphs by name (buffers in parentheses; B, T as in [`Train`]/[`Evaluate`]):
 /// - `train.micro`: inputs `tokens` I32 \[B,T\], `targets` I32 \[B,T\], `scale` F32 \[\] (weight of one token's loss: 1 / tokens of
@@ -347,6 +387,12 @@ pub struct Evaluate {
 pub struct Variant {
     /// `bf16` or `f32`.
     pub precision: String,
+    /// `cpu`, or the GPU kind the kernels are for: `sm_90a`. State and gradient segments have the same layout on all devices.
+    pub device: String,
+    /// Rows that one run of each graph takes.
+    pub rows: Rows,
+    /// GPU code: PTX texts.
+    pub modules: Vec<String>,
     /// State segment, in offset order: parameters first, then optimiser state, averages.
     pub state: Vec<Buffer>,
     /// Initial values of the entries of `state` that are not parameters, by index.
@@ -402,7 +448,7 @@ pub struct Program {
     pub flops_per_token: u64,
     /// Device kinds, best last.
     pub tiers: Vec<Tier>,
-    /// `bf16` first if the program computes in bf16, then `f32`.
+    /// The CPU's: `bf16` first if the program computes in bf16, then `f32`. Then those of GPUs, in the same order.
     pub variants: Vec<Variant>,
     /// Training.
     pub train: Train,

@@ -55,7 +55,7 @@ pub fn validate(run: &mut Run, data: &Path, (step, of): (u64, u64), train_ms: f6
 fn nll(run: &mut Run, val: &ValStream, count: u64) -> Result<f64> {
     let code = run.session.code().clone();
     let e = &code.program.evaluate;
-    let (window, rows) = (e.window as usize, e.rows as usize);
+    let (window, rows) = (e.window as usize, run.session.variant().rows.score as usize);
     let graph = run.session.graph("score")?;
     let (tokens, targets) = (run.session.input(graph, "tokens")?, run.session.input(graph, "targets")?);
     let out = run.session.output(graph, "nll")?;

@@ -3,7 +3,7 @@
 //! *Takes* the model and its assembled graphs; *gives* the [`Program`] and the kernels to generate; *promises* that every graph was proven legal first.
 
 use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId, Op};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Target};
 use crate::lang::{Model, codes};
 use crate::optim::{self, Assembly, Sizes, Source};
 use crate::schedule;
@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 pub(super) struct Built {
     /// The plan.
     pub program: Program,
-    /// Distinct kernels over all variants.
+    /// Distinct kernels over all variants of the CPU; those of a GPU stand in its plan.
     pub kernels: Vec<Kernel>,
-    /// One per precision, as `program.variants`.
+    /// One per variant, as `program.variants`.
     pub planned: Vec<Planned>,
 }
 
@@ -105,37 +105,76 @@ fn states(model: &Model, a: &Assembly) -> Vec<StateBuffer> {
     params.chain(rest).collect()
 }
 
-/// Tokens of a micro-batch that keep the cores busy; longer rows run one by one.
-const MICRO_TOKENS: usize = 1024;
+/// Tokens of a micro-batch that keep a target busy; longer rows run one by one.
+fn micro_tokens(target: Target) -> usize {
+    match target {
+        Target::Cpu => 1024,
+        // A published step's logical shard, 48 rows of 2,048: fills 132 multiprocessors and fits in memory.
+        Target::Gpu => 98_304,
+    }
+}
 
-/// How many rows each graph runs at once. Training's choice does not show in the bits.
-pub(super) fn sizes(model: &Model) -> Sizes {
+/// How many rows each graph runs at once on a target. On the CPU, training's choice does not show in the bits.
+pub(super) fn sizes(model: &Model, target: Target) -> Sizes {
     let (t, e) = (&model.train, &model.evaluate);
     let rows = (t.batch / u64::from(t.ranks) / u64::from(t.seq)).max(1) as usize;
-    let fit = |len: usize| (MICRO_TOKENS / len).max(1);
+    let fit = |len: usize| (micro_tokens(target) / len).max(1);
     let micro_rows = (1..=fit(t.seq as usize).min(rows)).rev().find(|n| rows % n == 0).unwrap_or(1);
     let window = e.window as usize;
+    let adapt_rows = match (&e.adapt, target) {
+        (Some(a), Target::Gpu) => {
+            (1..=fit(window).min(a.batch as usize)).rev().find(|n| a.batch as usize % n == 0).unwrap_or(1)
+        }
+        _ => 1,
+    };
     Sizes {
         ranks: t.ranks,
         seq: t.seq as usize,
         micro_rows,
         window,
         score_rows: fit(window),
-        adapt_rows: 1,
+        adapt_rows,
         adapt: e.adapt.is_some(),
     }
 }
 
-/// Plans every precision and puts the program together.
-pub(super) fn build(model: &Model, sizes: &Sizes, assemblies: &[Assembly]) -> Result<Built, schedule::Error> {
-    let planned = assemblies
-        .iter()
-        .map(|a| {
-            schedule::plan::plan(if a.precision == DType::F32 { "f32" } else { "bf16" }, &a.graphs, &states(model, a))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+/// The graphs of one precision at the sizes of one target.
+pub(super) struct Part {
+    /// For what.
+    pub target: Target,
+    /// Rows of its graphs.
+    pub sizes: Sizes,
+    /// Its graphs.
+    pub assembly: Assembly,
+}
+
+impl Part {
+    /// Assembles the graphs.
+    pub(super) fn new(model: &Model, target: Target, precision: DType) -> Result<Part, optim::Error> {
+        let sizes = sizes(model, target);
+        let mut assembly = optim::assemble(model, &sizes, precision)?;
+        if target == Target::Gpu {
+            // Packing is the CPU's work, whatever trained.
+            assembly.graphs.retain(|g| !g.name.starts_with("pack."));
+        }
+        Ok(Part { target, sizes, assembly })
+    }
+
+    fn plan(&self, model: &Model) -> Result<Planned, schedule::Error> {
+        let s = &self.sizes;
+        let (train, score, adapt) = (s.micro_rows as u32, s.score_rows as u32, s.adapt_rows as u32);
+        let precision = if self.assembly.precision == DType::F32 { "f32" } else { "bf16" };
+        let kind = (precision, self.target, plan::Rows { train, score, adapt });
+        schedule::plan::plan(kind, &self.assembly.graphs, &states(model, &self.assembly))
+    }
+}
+
+/// Plans every part and puts the program together. The first part is the CPU's in the program's own precision.
+pub(super) fn build(model: &Model, parts: &[Part]) -> Result<Built, schedule::Error> {
+    let planned = parts.iter().map(|p| p.plan(model)).collect::<Result<Vec<_>, _>>()?;
+    let assemblies: Vec<&Assembly> = parts.iter().map(|p| &p.assembly).collect();
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
-    for k in planned.iter().flat_map(|p| &p.kernels) {
+    for k in planned.iter().filter(|p| p.variant.device == "cpu").flat_map(|p| &p.kernels) {
         kernels.entry(k.symbol()).or_insert_with(|| k.clone());
     }
     let program = Program {
@@ -149,12 +188,12 @@ pub(super) fn build(model: &Model, sizes: &Sizes, assemblies: &[Assembly]) -> Re
         glibc: glibc(),
         techniques: model.techniques.clone(),
         predicted_rss: planned.iter().map(|p| predicted_rss(&p.variant, THREADS)).collect(),
-        flops_per_token: flops_per_token(&assemblies[0]),
+        flops_per_token: flops_per_token(assemblies[0]),
         tiers: ["cpu-v3", "cpu-avx512bf16"].map(|name| plan::Tier { name: name.into() }).into(),
         variants: planned.iter().map(|p| p.variant.clone()).collect(),
-        train: train(model, sizes),
-        quantize: quantize(model, &assemblies[0]),
-        evaluate: evaluate(model, sizes),
+        train: train(model),
+        quantize: quantize(model, assemblies[0]),
+        evaluate: evaluate(model),
     };
     Ok(Built { program, kernels: kernels.into_values().collect(), planned })
 }
@@ -162,7 +201,7 @@ pub(super) fn build(model: &Model, sizes: &Sizes, assemblies: &[Assembly]) -> Re
 /// Threads the memory prediction counts scratch for.
 const THREADS: u64 = 2;
 
-fn train(model: &Model, sizes: &Sizes) -> plan::Train {
+fn train(model: &Model) -> plan::Train {
     let t = &model.train;
     let average = |a: &crate::lang::settings::Average| plan::Average {
         name: a.name.clone(),
@@ -175,7 +214,6 @@ fn train(model: &Model, sizes: &Sizes) -> plan::Train {
         ranks: t.ranks,
         batch: t.batch,
         seq: t.seq,
-        micro_rows: sizes.micro_rows as u32,
         stop: t.stop,
         iterations: t.iterations,
         schedule: t.schedule.clone(),
@@ -195,13 +233,12 @@ fn quantize(model: &Model, a: &Assembly) -> plan::Quantize {
     plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap }
 }
 
-fn evaluate(model: &Model, sizes: &Sizes) -> plan::Evaluate {
+fn evaluate(model: &Model) -> plan::Evaluate {
     let e = &model.evaluate;
     let adapt = |a: &crate::lang::settings::Adapt| plan::Adapt {
         chunk: a.chunk,
         epochs: a.epochs,
         batch: a.batch,
-        micro_rows: sizes.adapt_rows as u32,
         hypers: a.hypers.clone(),
     };
     plan::Evaluate {
@@ -209,7 +246,6 @@ fn evaluate(model: &Model, sizes: &Sizes) -> plan::Evaluate {
         window: e.window,
         stride: e.stride,
         limit: e.limit,
-        rows: sizes.score_rows as u32,
         adapt: e.adapt.as_ref().map(adapt),
     }
 }

@@ -161,6 +161,7 @@ impl AttendKernel {
             scratch,
             flops,
             bytes,
+            gpu: None,
         };
         vec![
             launch("pack", s.kv * s.blocks, (4 * BLOCK * s.dim) as u64, 0, 2 * moved),

@@ -144,6 +144,7 @@ impl Gemm {
                 scratch: 0,
                 flops: 0,
                 bytes: self.packed_matrices() as u64 * operand(self.n, &self.b) + packed,
+                gpu: None,
             },
             Launch {
                 entry: "main",
@@ -152,6 +153,7 @@ impl Gemm {
                 scratch: (self.packed_a_bytes() + 2 * Self::SUMS_BYTES) as u64,
                 flops: if self.symmetric { products / 2 } else { products },
                 bytes: matrices as u64 * operand(self.m, &self.a) + packed + outputs,
+                gpu: None,
             },
         ]
     }

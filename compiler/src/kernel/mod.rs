@@ -10,6 +10,7 @@
 
 pub mod attend;
 pub mod gemm;
+pub mod gpu;
 pub mod row;
 pub mod scatter;
 mod text;
@@ -31,6 +32,52 @@ pub struct Launch {
     pub flops: u64,
     /// Bytes that must move.
     pub bytes: u64,
+    /// Launches of a GPU: block size, shared memory, tensor maps (their [`golf_runtime::plan::TensorMap::arg`] counts [`Launch::args`]);
+    /// `tasks` is the number of blocks. The module is filled in by the plan.
+    pub gpu: Option<golf_runtime::plan::Grid>,
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// x86-64, all tiers.
+    Cpu,
+    /// Hopper GPUs, `sm_90a`.
+    Gpu,
+}
+
+impl Target {
+    /// [`golf_runtime::plan::Variant::device`].
+    pub fn device(self) -> &'static str {
+        match self {
+            Target::Cpu => "cpu",
+            Target::Gpu => "sm_90a",
+        }
+    }
+
+    /// Says why no emitter of this target would take a kernel.
+    pub fn check(self, kernel: &Kernel) -> Result<(), String> {
+        match self {
+            Target::Cpu => kernel.check(),
+            Target::Gpu => gpu::check(kernel),
+        }
+    }
+
+    /// The generated functions of a kernel that [`Target::check`] takes, in launch order.
+    pub fn launches(self, kernel: &Kernel) -> Vec<Launch> {
+        match self {
+            Target::Cpu => kernel.launches(),
+            Target::Gpu => gpu::launches(kernel),
+        }
+    }
+
+    /// Bytes of each temporary that lives from a kernel's first launch to its last.
+    pub fn temps(self, kernel: &Kernel) -> Vec<u64> {
+        match self {
+            Target::Cpu => kernel.temps(),
+            Target::Gpu => gpu::temps(kernel),
+        }
+    }
 }
 
 /// A pointer of a launch.
@@ -110,7 +157,7 @@ impl Kernel {
         text::kernel(self)
     }
 
-    /// Says why no emitter would take this description.
+    /// Says why no emitter of the CPU would take this description; see [`Target::check`].
     pub fn check(&self) -> Result<(), String> {
         match self {
             Kernel::Row(k) => k.check().and_then(|()| row::lower::lower(k).map(|_| ())),
@@ -119,7 +166,7 @@ impl Kernel {
         }
     }
 
-    /// The generated functions, in launch order.
+    /// The CPU's generated functions, in launch order; see [`Target::launches`].
     pub fn launches(&self) -> Vec<Launch> {
         match self {
             Kernel::Row(k) => k.launches(),
@@ -130,7 +177,7 @@ impl Kernel {
         }
     }
 
-    /// Bytes of each temporary that lives from the first launch to the last.
+    /// Bytes of each temporary that lives from the first launch to the last, on the CPU; see [`Target::temps`].
     pub fn temps(&self) -> Vec<u64> {
         match self {
             Kernel::Gemm(k) => k.temps(),
@@ -175,6 +222,7 @@ impl Host {
             // Selection, roughly.
             flops: rows * n * 20,
             bytes: rows * (n + 1) * 4,
+            gpu: None,
         }]
     }
 }

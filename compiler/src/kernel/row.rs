@@ -173,6 +173,7 @@ impl Row {
             scratch: lower::lower(self).map_or(0, |p| p.scratch_bytes() as u64),
             flops: self.graph.nodes.iter().map(|n| crate::graph::ops::flops(&self.graph, n)).sum(),
             bytes,
+            gpu: None,
         }]
     }
 }

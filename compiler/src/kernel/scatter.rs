@@ -31,6 +31,7 @@ impl Scatter {
             scratch: 0,
             flops: rows * width,
             bytes: rows * 4 + rows * width * self.src.bytes() as u64 + touched * width * 4,
+            gpu: None,
         }]
     }
 }

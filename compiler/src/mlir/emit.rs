@@ -37,6 +37,12 @@ pub enum Elem {
     F32,
     F64,
     Ptr,
+    /// A pointer into a GPU block's shared memory (`!llvm.ptr<3>`).
+    Shared,
+    /// A pointer into the shared memory of a GPU cluster (`!llvm.ptr<7>`): destination of bulk copies.
+    Cluster,
+    /// That many f32 in one value (`!llvm.struct`): the accumulator of a warpgroup product, one thread's part.
+    Acc(u16),
 }
 
 impl Elem {
@@ -46,8 +52,13 @@ impl Elem {
             Elem::I1 | Elem::I8 => 1,
             Elem::I16 | Elem::Bf16 | Elem::F16 => 2,
             Elem::I32 | Elem::F32 => 4,
-            Elem::I64 | Elem::F64 | Elem::Ptr => 8,
+            Elem::I64 | Elem::F64 | Elem::Ptr | Elem::Shared | Elem::Cluster => 8,
+            Elem::Acc(n) => 4 * n as usize,
         }
+    }
+    /// Pointers of any address space.
+    pub fn is_pointer(self) -> bool {
+        matches!(self, Elem::Ptr | Elem::Shared | Elem::Cluster)
     }
     /// Floats of any width.
     pub fn is_float(self) -> bool {
@@ -81,6 +92,8 @@ impl Ty {
     pub fn int(self) -> Ty {
         self.with(match self.elem {
             Elem::F64 | Elem::I64 | Elem::Ptr => Elem::I64,
+            Elem::Shared | Elem::Cluster => Elem::I32,
+            Elem::Acc(_) => panic!("an accumulator has no integer type"),
             Elem::F32 | Elem::I32 => Elem::I32,
             Elem::Bf16 | Elem::F16 | Elem::I16 => Elem::I16,
             Elem::I8 => Elem::I8,
@@ -99,6 +112,8 @@ pub const I64: Ty = Ty::of(Elem::I64);
 pub const I1: Ty = Ty::of(Elem::I1);
 /// A pointer.
 pub const PTR: Ty = Ty::of(Elem::Ptr);
+/// A pointer into shared memory (GPU).
+pub const SHARED: Ty = Ty::of(Elem::Shared);
 /// 16 lanes of f32: the vector every kernel is written in.
 pub const F32X16: Ty = Ty::vec(16, Elem::F32);
 /// 16 lanes of i32.
@@ -201,6 +216,69 @@ impl<'c> Unit<'c> {
     }
 }
 
+impl<'c> Unit<'c> {
+    /// Adds operations to the module's body from MLIR text attributes: globals of shared memory.
+    pub(super) fn global(&self, attributes: &[(&str, &str)]) {
+        let parse =
+            |text: &str| Attribute::parse(self.context, text).unwrap_or_else(|| panic!("{text} does not parse"));
+        let named: Vec<_> = attributes.iter().map(|(k, v)| (Identifier::new(self.context, k), parse(v))).collect();
+        let operation = OperationBuilder::new("llvm.mlir.global", Location::unknown(self.context))
+            .add_attributes(&named)
+            .add_regions([Region::new()])
+            .build()
+            .expect("llvm.mlir.global builds");
+        self.module.body().append_operation(operation);
+    }
+
+    /// Adds a GPU kernel: parameters are `args` pointers to global memory, then `maps` tensor maps by value; blocks have `threads` threads.
+    /// `body` receives the insertion point, the pointers (generic), and the maps' addresses.
+    pub(super) fn gpu_kernel<F>(&self, symbol: &str, args: usize, maps: usize, threads: u32, body: F)
+    where
+        F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
+    {
+        let context = self.context;
+        let location = Location::unknown(context);
+        let parse = |text: &str| Attribute::parse(context, text).unwrap_or_else(|| panic!("{text} does not parse"));
+        let (global, generic) = (llvm::r#type::pointer(context, 1), llvm::r#type::pointer(context, 0));
+        let types = [vec![global; args], vec![generic; maps]].concat();
+        let map = "{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}";
+        let attributes = [vec![parse("{llvm.noalias, llvm.align = 16 : i64}"); args], vec![parse(map); maps]].concat();
+        let region = Region::new();
+        region.append_block(Block::new(&types.iter().map(|&t| (t, location)).collect::<Vec<_>>()));
+        let ty = llvm::r#type::function(llvm::r#type::void(context), &types, false);
+        let named = |name, attribute| (Identifier::new(context, name), attribute);
+        let operation = OperationBuilder::new("llvm.func", location)
+            .add_attributes(&[
+                named("sym_name", StringAttribute::new(context, symbol).into()),
+                named("function_type", TypeAttribute::new(ty).into()),
+                named("linkage", parse("#llvm.linkage<external>")),
+                named("CConv", parse("#llvm.cconv<ccc>")),
+                named("arg_attrs", ArrayAttribute::new(context, &attributes).into()),
+                named("nvvm.kernel", parse("unit")),
+                named("nvvm.reqntid", parse(&format!("array<i32: {threads}>"))),
+                named("nvvm.minctasm", parse("1 : i32")),
+            ])
+            .add_regions([region])
+            .build()
+            .expect("llvm.func builds");
+        let function = self.module.body().append_operation(operation);
+        let block = function.region(0).expect("a body").first_block().expect("an entry block");
+        let e = Emit {
+            context,
+            block,
+            entry: block,
+            location,
+            tier: self.tier,
+            constants: Rc::new(RefCell::new(HashMap::new())),
+        };
+        let argument = |i: usize| V { value: block.argument(i).expect("as many as declared").into(), ty: PTR };
+        let pointers: Vec<V> = (0..args).map(|i| e.simple("llvm.addrspacecast", &[argument(i)], PTR)).collect();
+        let maps: Vec<V> = (args..args + maps).map(argument).collect();
+        body(&e, &pointers, &maps);
+        e.op("llvm.return", &[], &[], &[]);
+    }
+}
+
 /// An insertion point. Cheap to clone; closures of loops and branches receive one that points into their body.
 #[derive(Clone)]
 pub struct Emit<'c> {
@@ -229,6 +307,45 @@ impl<'c> Emit<'c> {
     pub fn op1(&self, name: &str, operands: &[V<'c>], result: Ty, attributes: &[(&str, &str)]) -> V<'c> {
         let attributes: Vec<_> = attributes.iter().map(|(k, v)| (*k, self.attribute(v))).collect();
         self.result(self.op(name, operands, &[result], &attributes), 0, result)
+    }
+
+    /// Like [`Emit::op`]; attributes are MLIR text.
+    pub fn op_text(
+        &self,
+        name: &str,
+        operands: &[V<'c>],
+        results: &[Ty],
+        attributes: &[(&str, &str)],
+    ) -> OperationRef<'c, 'c> {
+        let attributes: Vec<_> = attributes.iter().map(|(k, v)| (*k, self.attribute(v))).collect();
+        self.op(name, operands, results, &attributes)
+    }
+
+    /// An operation with one result, a struct of `n` elements of type `part`, given as MLIR text; gives the elements.
+    pub fn op_struct(
+        &self,
+        name: &str,
+        operands: &[V<'c>],
+        ty: &str,
+        part: Ty,
+        n: usize,
+        attributes: &[(&str, &str)],
+    ) -> Vec<V<'c>> {
+        let ty = Type::parse(self.context, ty).unwrap_or_else(|| panic!("type {ty} does not parse"));
+        let operands: Vec<Value> = operands.iter().map(|v| v.value).collect();
+        let attributes: Vec<_> =
+            attributes.iter().map(|(k, v)| (Identifier::new(self.context, k), self.attribute(v))).collect();
+        let operation = OperationBuilder::new(name, self.location)
+            .add_operands(&operands)
+            .add_results(&[ty])
+            .add_attributes(&attributes)
+            .build()
+            .unwrap_or_else(|_| panic!("{name} does not build"));
+        let operation = self.block.append_operation(operation);
+        // The type of `whole` is never asked for: only its elements leave this function.
+        let whole = self.result(operation, 0, part);
+        let one = |i| self.op1("llvm.extractvalue", &[whole], part, &[("position", &format!("array<i64: {i}>"))]);
+        (0..n).map(one).collect()
     }
 
     fn build(
@@ -277,6 +394,9 @@ impl<'c> Emit<'c> {
             Elem::F32 => Type::float32(c),
             Elem::F64 => Type::float64(c),
             Elem::Ptr => llvm::r#type::pointer(c, 0),
+            Elem::Shared => llvm::r#type::pointer(c, 3),
+            Elem::Cluster => llvm::r#type::pointer(c, 7),
+            Elem::Acc(n) => llvm::r#type::r#struct(c, &vec![Type::float32(c); n as usize], false),
         };
         if ty.lanes == 0 { elem } else { Type::vector(&[ty.lanes as u64], elem) }
     }
@@ -296,7 +416,7 @@ impl<'c> Emit<'c> {
 
     /// An integer constant, the same in every lane.
     pub fn iconst(&self, ty: Ty, n: i64) -> V<'c> {
-        assert!(!ty.elem.is_float() && ty.elem != Elem::Ptr, "integer constant of {ty:?}");
+        assert!(!ty.elem.is_float() && !ty.elem.is_pointer(), "integer constant of {ty:?}");
         self.constant(Constant::Int(ty, n), ty, || {
             let scalar: Attribute = IntegerAttribute::new(self.ty(Ty::of(ty.elem)), n).into();
             self.splat_attribute(ty, scalar)
@@ -542,7 +662,7 @@ impl<'c> Emit<'c> {
     /// f32 to bf16, nearest even, NaN stays NaN. Where the tier has an instruction it is used for vectors (it flushes subnormals).
     pub fn to_bf16(&self, a: V<'c>) -> V<'c> {
         assert_eq!(a.ty.elem, Elem::F32, "operand of to_bf16");
-        if self.tier == Tier::Avx512Bf16 && a.ty.lanes >= 16 {
+        if self.tier == Tier::Sm90a || self.tier == Tier::Avx512Bf16 && a.ty.lanes >= 16 {
             return self.narrow(a, Elem::Bf16);
         }
         let ty = a.ty.with(Elem::I32);
@@ -648,9 +768,9 @@ impl<'c> Emit<'c> {
 
     // ---- memory ----
 
-    /// Address of element `index` (i64) of an array of `elem`.
+    /// Address of element `index` (i64; i32 where that is enough) of an array of `elem`.
     pub fn gep(&self, base: V<'c>, elem: Elem, index: V<'c>) -> V<'c> {
-        assert_eq!((base.ty, index.ty), (PTR, I64), "operands of gep");
+        assert!(base.ty.elem.is_pointer() && (index.ty == I64 || index.ty == I32), "operands of gep");
         self.gep_op(&[base, index], elem, i32::MIN)
     }
     /// Address of element `index` of an array of `elem`.
@@ -665,21 +785,30 @@ impl<'c> Emit<'c> {
         let indices = DenseI32ArrayAttribute::new(self.context, &[constant]).into();
         let elem = TypeAttribute::new(self.ty(Ty::of(elem))).into();
         let attributes = [("rawConstantIndices", indices), ("elem_type", elem)];
-        self.result(self.op("llvm.getelementptr", operands, &[PTR], &attributes), 0, PTR)
+        let ty = operands[0].ty;
+        self.result(self.op("llvm.getelementptr", operands, &[ty], &attributes), 0, ty)
     }
 
-    fn alignment(&self, ty: Ty) -> Attribute<'c> {
-        IntegerAttribute::new(self.ty(I64), ty.elem.bytes() as i64).into()
+    /// Loads a scalar or a vector from an address that is a multiple of `align` bytes. GPU code needs it: a vector at an address known
+    /// to be aligned as a whole is one access, otherwise one per element.
+    pub fn load_aligned(&self, ptr: V<'c>, ty: Ty, align: usize) -> V<'c> {
+        let alignment = IntegerAttribute::new(self.ty(I64), align as i64).into();
+        self.result(self.op("llvm.load", &[ptr], &[ty], &[("alignment", alignment)]), 0, ty)
+    }
+    /// Stores to an address that is a multiple of `align` bytes, see [`Emit::load_aligned`].
+    pub fn store_aligned(&self, v: V<'c>, ptr: V<'c>, align: usize) {
+        let alignment = IntegerAttribute::new(self.ty(I64), align as i64).into();
+        self.op("llvm.store", &[v, ptr], &[], &[("alignment", alignment)]);
     }
     /// Loads a scalar or a vector; the address need only be aligned to the element.
     pub fn load(&self, ptr: V<'c>, ty: Ty) -> V<'c> {
-        assert_eq!(ptr.ty, PTR, "address of load");
-        self.result(self.op("llvm.load", &[ptr], &[ty], &[("alignment", self.alignment(ty))]), 0, ty)
+        assert!(ptr.ty.elem.is_pointer(), "address of load");
+        self.load_aligned(ptr, ty, ty.elem.bytes())
     }
     /// Stores a scalar or a vector.
     pub fn store(&self, v: V<'c>, ptr: V<'c>) {
-        assert_eq!(ptr.ty, PTR, "address of store");
-        self.op("llvm.store", &[v, ptr], &[], &[("alignment", self.alignment(v.ty))]);
+        assert!(ptr.ty.elem.is_pointer(), "address of store");
+        self.store_aligned(v, ptr, v.ty.elem.bytes());
     }
     /// Loads the lanes where `mask` (i1 lanes) is true; `other` elsewhere. 32-bit elements only: x86-64-v3 has no narrower masks.
     pub fn masked_load(&self, ptr: V<'c>, mask: V<'c>, other: V<'c>) -> V<'c> {
@@ -702,7 +831,7 @@ impl<'c> Emit<'c> {
 
     // ---- control ----
 
-    /// `for i in (lo..hi).step_by(step)` with carried values; gives their final values. Bounds are i64.
+    /// `for i in (lo..hi).step_by(step)` with carried values; gives their final values. Bounds are i64 (or all i32).
     pub fn for_(
         &self,
         lo: V<'c>,
@@ -712,7 +841,7 @@ impl<'c> Emit<'c> {
         body: impl FnOnce(&Emit<'c>, V<'c>, &[V<'c>]) -> Vec<V<'c>>,
     ) -> Vec<V<'c>> {
         let tys: Vec<Ty> = carried.iter().map(|v| v.ty).collect();
-        let mut arguments = vec![(self.ty(I64), self.location)];
+        let mut arguments = vec![(self.ty(lo.ty), self.location)];
         arguments.extend(tys.iter().map(|&t| (self.ty(t), self.location)));
         let region = Region::new();
         region.append_block(Block::new(&arguments));
@@ -723,7 +852,7 @@ impl<'c> Emit<'c> {
         let argument = |i, ty| V { value: block.argument(i).expect("an argument").into(), ty };
         let inner = Emit { block, ..self.clone() };
         let values: Vec<V> = tys.iter().enumerate().map(|(i, &t)| argument(i + 1, t)).collect();
-        let next = body(&inner, argument(0, I64), &values);
+        let next = body(&inner, argument(0, lo.ty), &values);
         assert_eq!(next.iter().map(|v| v.ty).collect::<Vec<_>>(), tys, "carried types");
         inner.op("scf.yield", &next, &[], &[]);
         tys.iter().enumerate().map(|(i, &t)| self.result(operation, i, t)).collect()

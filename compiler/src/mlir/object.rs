@@ -18,7 +18,7 @@ use melior::Context;
 use super::emit::Unit;
 use super::sys::{File, Llvm, Machine, llvm_version, thread_time};
 use super::tier::Tier;
-use super::{cpu, passes};
+use super::{cpu, gpu, passes};
 use crate::kernel::Kernel;
 
 /// LLVM's pipeline.
@@ -155,7 +155,7 @@ pub fn text(job: &Job, stage: Text) -> Result<String, String> {
     if stage == Text::Mlir {
         return Ok(module.as_operation().to_string());
     }
-    passes::lower(&context, &mut module)?;
+    passes::lower(&context, &mut module, job.tier)?;
     if stage == Text::LoweredMlir {
         return Ok(module.as_operation().to_string());
     }
@@ -171,7 +171,10 @@ pub fn text(job: &Job, stage: Text) -> Result<String, String> {
 
 fn emit<'c>(context: &'c Context, job: &Job) -> Result<melior::ir::Module<'c>, String> {
     let unit = Unit::new(context, job.tier);
-    cpu::emit(&unit, &job.kernel, job.tier)?;
+    match job.tier {
+        Tier::Sm90a => gpu::emit(&unit, &job.kernel)?,
+        Tier::V3 | Tier::Avx512Bf16 => cpu::emit(&unit, &job.kernel, job.tier)?,
+    }
     let module = unit.module();
     passes::verify(context, &module).map_err(|e| format!("internal error: {} {e}", job.kernel.symbol()))?;
     Ok(module)
@@ -181,20 +184,23 @@ fn emit<'c>(context: &'c Context, job: &Job) -> Result<melior::ir::Module<'c>, S
 pub fn compile_unit(context: &Context, unit: Unit, name: &str, tier: Tier) -> Result<Vec<u8>, String> {
     let mut module = unit.module();
     passes::verify(context, &module)?;
-    lower_and_emit(context, &mut module, name, &tier.machine()?, &mut Timings::default())
+    lower_and_emit(context, &mut module, name, tier, &tier.machine()?, &mut Timings::default())
 }
 
 fn lower_and_emit(
     context: &Context,
     module: &mut melior::ir::Module,
     name: &str,
+    tier: Tier,
     machine: &Machine,
     timings: &mut Timings,
 ) -> Result<Vec<u8>, String> {
-    timings.stage("mlir", || passes::lower(context, module))?;
+    timings.stage("mlir", || passes::lower(context, module, tier))?;
     let mut llvm = timings.stage("translate", || Llvm::translate(module, name, machine))?;
     timings.stage("llvm", || llvm.optimize(machine, LLVM_PASSES))?;
-    timings.stage("codegen", || llvm.emit(machine, File::Object))
+    // The GPU's code is PTX, a text.
+    let file = if tier == Tier::Sm90a { File::Assembly } else { File::Object };
+    timings.stage("codegen", || llvm.emit(machine, file))
 }
 
 /// One thread's context and machines.
@@ -225,7 +231,7 @@ impl Worker {
             Entry::Occupied(found) => found.into_mut(),
             Entry::Vacant(free) => free.insert(job.tier.machine()?),
         };
-        let bytes = lower_and_emit(&self.context, &mut module, &name, machine, timings)?;
+        let bytes = lower_and_emit(&self.context, &mut module, &name, job.tier, machine, timings)?;
         timings.compiled += 1;
         if let Some(path) = entry {
             timings.stage("cache", || write_entry(&path, &bytes));
@@ -236,7 +242,8 @@ impl Worker {
 
 fn key(mlir: &str, tier: Tier) -> String {
     let mut hash = blake3::Hasher::new();
-    for part in [mlir, tier.name(), tier.cpu().0, tier.cpu().1, LLVM_PASSES, passes::CPU, &llvm_version()] {
+    for part in [mlir, tier.name(), tier.cpu().0, tier.cpu().1, LLVM_PASSES, passes::CPU, passes::GPU, &llvm_version()]
+    {
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }

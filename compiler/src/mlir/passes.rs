@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::tier::Tier;
 use melior::Context;
 use melior::dialect::DialectRegistry;
 use melior::ir::Module;
@@ -19,6 +20,10 @@ use melior::utility::{
 pub const CPU: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm{enable-x86vector=true},\
     convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,reconcile-unrealized-casts)";
 
+/// Lowers GPU kernels: the same operations and those of the `nvvm` dialect.
+pub const GPU: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm,\
+    convert-math-to-llvm,convert-arith-to-llvm,convert-cf-to-llvm,convert-nvvm-to-llvm,reconcile-unrealized-casts)";
+
 /// A single-threaded context with every dialect registered and those of the CPU kernels loaded. One per worker thread.
 pub fn context() -> Context {
     register_all_passes();
@@ -26,7 +31,7 @@ pub fn context() -> Context {
     register_all_dialects(&registry);
     let context = Context::new_with_registry(&registry, false);
     register_all_llvm_translations(&context);
-    for dialect in ["arith", "cf", "llvm", "math", "scf", "vector", "x86vector"] {
+    for dialect in ["arith", "cf", "llvm", "math", "nvvm", "scf", "vector", "x86vector"] {
         context.get_or_load_dialect(dialect);
     }
     context
@@ -70,7 +75,7 @@ pub fn run(context: &Context, module: &mut Module, pipeline: &str) -> Result<(),
     })
 }
 
-/// Lowers a CPU kernel module to the LLVM dialect.
-pub fn lower(context: &Context, module: &mut Module) -> Result<(), String> {
-    run(context, module, CPU)
+/// Lowers a kernel module to the LLVM dialect (and, for a GPU, its intrinsics).
+pub fn lower(context: &Context, module: &mut Module, tier: Tier) -> Result<(), String> {
+    run(context, module, if tier == Tier::Sm90a { GPU } else { CPU })
 }

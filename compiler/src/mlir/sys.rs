@@ -34,6 +34,10 @@ unsafe extern "C" {
     fn LLVMInitializeX86Target();
     fn LLVMInitializeX86TargetMC();
     fn LLVMInitializeX86AsmPrinter();
+    fn LLVMInitializeNVPTXTargetInfo();
+    fn LLVMInitializeNVPTXTarget();
+    fn LLVMInitializeNVPTXTargetMC();
+    fn LLVMInitializeNVPTXAsmPrinter();
     fn LLVMGetTargetFromTriple(triple: *const c_char, out: *mut Raw, error: *mut *mut c_char) -> c_int;
     fn LLVMCreateTargetMachine(
         target: Raw,
@@ -150,11 +154,28 @@ impl Machine {
             LLVMInitializeX86TargetMC();
             LLVMInitializeX86AsmPrinter();
         });
-        let triple = text("x86_64-unknown-linux-gnu");
+        Machine::new("x86_64-unknown-linux-gnu", cpu, features, attributes)
+    }
+
+    /// A GPU of NVIDIA, `sm_90a` for example; [`Llvm::emit`] gives PTX as [`File::Assembly`].
+    pub fn nvptx(cpu: &str, features: &str) -> Result<Machine, String> {
+        static TARGETS: Once = Once::new();
+        // SAFETY: registration only; `Once` keeps it from running twice or concurrently.
+        TARGETS.call_once(|| unsafe {
+            LLVMInitializeNVPTXTargetInfo();
+            LLVMInitializeNVPTXTarget();
+            LLVMInitializeNVPTXTargetMC();
+            LLVMInitializeNVPTXAsmPrinter();
+        });
+        Machine::new("nvptx64-nvidia-cuda", cpu, features, &[])
+    }
+
+    fn new(triple: &str, cpu: &str, features: &str, attributes: &[(&str, &str)]) -> Result<Machine, String> {
+        let triple = text(triple);
         let (mut target, mut error) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: a NUL-terminated triple and two valid out pointers.
         if unsafe { LLVMGetTargetFromTriple(triple.as_ptr(), &mut target, &mut error) } != 0 {
-            return Err(format!("llvm has no target for x86-64: {}", take_message(error)));
+            return Err(format!("llvm has no target for {triple:?}: {}", take_message(error)));
         }
         const AGGRESSIVE: c_uint = 3;
         const PIC: c_uint = 2;
@@ -183,7 +204,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // SAFETY: created by `x86`, disposed once.
+        // SAFETY: created by `new`, disposed once.
         unsafe { LLVMDisposeTargetMachine(self.raw) }
     }
 }

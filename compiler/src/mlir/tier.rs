@@ -1,4 +1,4 @@
-//! CPU tiers: the two kinds of x86-64 an executable carries code for.
+//! Device kinds an executable carries code for: two kinds of x86-64 and the GPU.
 //!
 //! *Takes* nothing; *gives* names, LLVM CPU strings and what this host can run; *promises* that f32 arithmetic has the same bits on every
 //! tier (FMA only where written, no contraction, 16 virtual lanes), so only kernels with bf16 products or results differ.
@@ -7,17 +7,19 @@ use super::sys::Machine;
 use crate::graph::ir::DType;
 use crate::kernel::Kernel;
 
-/// A CPU kind.
+/// A device kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tier {
     /// x86-64-v3: AVX2 and FMA. bf16 is a storage format only.
     V3,
     /// AVX-512 with `vdpbf16ps` (Zen 4, Cooper Lake, Sapphire Rapids and later).
     Avx512Bf16,
+    /// Hopper GPUs: warpgroup products, bulk copies. Its code is PTX, never linked, and its plan a variant of its own.
+    Sm90a,
 }
 
 impl Tier {
-    /// All tiers, best last, as the plan lists them.
+    /// The CPU's tiers, best last, as the plan lists them.
     pub const ALL: [Tier; 2] = [Tier::V3, Tier::Avx512Bf16];
 
     /// Name in the plan, in `--isa` and in ledgers.
@@ -25,6 +27,7 @@ impl Tier {
         match self {
             Tier::V3 => "cpu-v3",
             Tier::Avx512Bf16 => "cpu-avx512bf16",
+            Tier::Sm90a => "sm_90a",
         }
     }
 
@@ -33,6 +36,7 @@ impl Tier {
         match self {
             Tier::V3 => "v3",
             Tier::Avx512Bf16 => "avx512bf16",
+            Tier::Sm90a => "sm_90a",
         }
     }
 
@@ -41,6 +45,8 @@ impl Tier {
         match self {
             Tier::V3 => ("x86-64-v3", ""),
             Tier::Avx512Bf16 => ("x86-64-v4", "+avx512bf16"),
+            // PTX 8.6: Hopper is complete in it, and drivers of CUDA 12.7 and later take it.
+            Tier::Sm90a => ("sm_90a", "+ptx86"),
         }
     }
 
@@ -51,6 +57,7 @@ impl Tier {
             Tier::V3 => &[],
             // LLVM prefers 256-bit registers unless told; the kernels are written for 512.
             Tier::Avx512Bf16 => &[("prefer-vector-width", "512"), ("min-legal-vector-width", "512")],
+            Tier::Sm90a => return Machine::nvptx(cpu, features),
         };
         Machine::x86(cpu, features, attributes)
     }
@@ -70,11 +77,15 @@ impl Tier {
                     && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512dq")
             }
+            Tier::Sm90a => false,
         }
     }
 
     /// The tier whose code `kernel` uses on `self`: kernels without bf16 products or results are compiled once, for v3, and serve both.
     pub fn of_kernel(self, kernel: &Kernel) -> Tier {
+        if self == Tier::Sm90a {
+            return self;
+        }
         let own = match kernel {
             Kernel::Gemm(g) => g.compute == DType::Bf16,
             Kernel::Attend(a) => a.dtype == DType::Bf16,

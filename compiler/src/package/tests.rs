@@ -71,10 +71,14 @@ fn variant(kernel: &Kernel) -> Variant {
             bytes: l.bytes,
             scratch: l.scratch,
             builtin: None,
+            gpu: None,
         })
         .collect();
     Variant {
         precision: "f32".into(),
+        device: "cpu".into(),
+        rows: plan::Rows { train: 1, score: 1, adapt: 1 },
+        modules: vec![],
         state: vec![],
         state_init: vec![],
         state_bytes: 0,
@@ -108,7 +112,6 @@ fn program(kernel: &Kernel) -> Program {
             ranks: 1,
             batch: 4,
             seq: 4,
-            micro_rows: 1,
             stop: 1.0,
             iterations: 1,
             schedule: one(),
@@ -116,7 +119,7 @@ fn program(kernel: &Kernel) -> Program {
             averages: vec![],
         },
         quantize: Quantize { params: vec![], codec: "zstd".into(), level: 3, cap: 1000 },
-        evaluate: Evaluate { data: "val_*.bin".into(), window: 4, stride: 4, limit: None, rows: 1, adapt: None },
+        evaluate: Evaluate { data: "val_*.bin".into(), window: 4, stride: 4, limit: None, adapt: None },
     }
 }
 
@@ -129,7 +132,7 @@ fn an_executable_runs_in_an_empty_environment_and_needs_three_libraries() {
     let dir = tempfile::tempdir().expect("a directory");
     let kernel = kernel(DType::Bf16);
     let exe = dir.path().join("run");
-    let timings = link(&program(&kernel), &[kernel], &exe, &uncached(1)).expect("links");
+    let timings = link(&program(&kernel), &[], &[kernel], &exe, &uncached(1)).expect("links");
     assert!(timings.compiled == 2 && timings.stages.contains_key("link"), "{timings:?}");
     let size = std::fs::metadata(&exe).expect("exists");
     assert!(size.len() < 30_000_000 && size.permissions().mode() & 0o111 != 0, "{size:?}");
@@ -156,7 +159,7 @@ fn the_same_program_gives_the_same_bytes() {
         let place = dir.path().join(name);
         std::fs::create_dir_all(&place).expect("a directory");
         let exe = place.join(format!("{name}.out"));
-        let timings = link(&program(&kernel), &[kernel.clone(), kernel.clone()], &exe, options).expect("links");
+        let timings = link(&program(&kernel), &[], &[kernel.clone(), kernel.clone()], &exe, options).expect("links");
         assert_eq!((timings.cached, timings.compiled), (cached, 2 - cached), "{name}");
         all.push(std::fs::read(&exe).expect("reads"));
     };
@@ -196,8 +199,8 @@ fn failures_name_their_cause_and_leave_the_old_file() {
     assert_eq!(std::fs::read(&old).expect("reads"), b"old");
     let kernel = kernel(DType::F32);
     let nowhere = dir.path().join("no/such/directory/run");
-    let error = link(&program(&kernel), &[kernel.clone()], &nowhere, &uncached(1)).expect_err("no directory");
+    let error = link(&program(&kernel), &[], &[kernel.clone()], &nowhere, &uncached(1)).expect_err("no directory");
     assert!(error.exit_code() == 1 && error.to_string().contains("no/such/directory"), "{error}");
-    let error = link(&program(&kernel), &[], Path::new("x"), &uncached(1)).expect_err("a kernel is missing");
+    let error = link(&program(&kernel), &[], &[], Path::new("x"), &uncached(1)).expect_err("a kernel is missing");
     assert!(error.to_string().contains("which no kernel defines"), "{error}");
 }

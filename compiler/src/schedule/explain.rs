@@ -35,7 +35,7 @@ pub fn kernels(p: &Planned, graph: usize) -> Vec<Explained> {
             continue;
         }
         at.insert(*kernel, out.len());
-        let launches = step.kernel.launches();
+        let launches = p.target.launches(&step.kernel);
         out.push(Explained {
             kernel: *kernel,
             calls: 1,

@@ -35,7 +35,7 @@ mod symmetry;
 mod tests;
 
 use crate::graph::ir::{BufferId, DType, Graph, NodeId};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Target};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How much to fuse.
@@ -43,11 +43,13 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Options {
     /// Fuse at all. Off: every op is a kernel of its own and every value is stored (slow, for comparison).
     pub fuse: bool,
+    /// What the kernels are for.
+    pub target: Target,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true }
+        Options { fuse: true, target: Target::Cpu }
     }
 }
 
@@ -126,7 +128,7 @@ pub fn schedule_with(graph: &Graph, options: &Options) -> Result<Scheduled, Erro
     checked(graph, options, &Taken::default())
 }
 
-/// Code that emitters take, by its text.
+/// Code that the emitters of one target take, by its text.
 type Taken = std::sync::Mutex<BTreeSet<String>>;
 
 /// [`schedule_with`], with a memory of what emitters take.
@@ -134,7 +136,7 @@ fn checked(graph: &Graph, options: &Options, taken: &Taken) -> Result<Scheduled,
     let mut options = *options;
     loop {
         let s = once(graph, &options)?;
-        match s.steps.iter().find_map(|step| refusal(&step.kernel, taken)) {
+        match s.steps.iter().find_map(|step| refusal(&step.kernel, options.target, taken)) {
             None => return Ok(s),
             Some(why) if !options.fuse => return Err(Error::new(&graph.name, why)),
             Some(_) => options.fuse = false,
@@ -143,14 +145,14 @@ fn checked(graph: &Graph, options: &Options, taken: &Taken) -> Result<Scheduled,
 }
 
 /// Why no emitter takes a kernel.
-fn refusal(k: &Kernel, taken: &Taken) -> Option<String> {
+fn refusal(k: &Kernel, target: Target, taken: &Taken) -> Option<String> {
     // A poisoned lock only means that another thread panicked; the set is still good.
     let lock = || taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let text = k.code().text();
     if lock().contains(&text) {
         return None;
     }
-    let why = k.check().err();
+    let why = target.check(k).err();
     if why.is_none() {
         lock().insert(text);
     }

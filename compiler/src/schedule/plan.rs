@@ -7,8 +7,8 @@
 use super::memory::{self, ALIGN, Block};
 use super::{Error, Memory, Options, Scheduled, Step, checked, lift};
 use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
-use crate::kernel::{Access, Kernel, Launch, LaunchArg, plan_dtype};
-use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Segment, Variant};
+use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target, plan_dtype};
+use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Rows, Segment, Variant};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,8 @@ pub struct StateBuffer {
 /// A plan with what code generation and `--explain` need.
 #[derive(Clone, Debug)]
 pub struct Planned {
+    /// What it is for.
+    pub target: Target,
     /// The plan.
     pub variant: Variant,
     /// Distinct kernels to generate code for (all but host routines), as [`Kernel::code`] gives them.
@@ -47,12 +49,16 @@ pub struct Planned {
     pub steps: Vec<Vec<usize>>,
 }
 
-/// Makes the plan of a precision. `states`: parameters first, then optimiser states and averages.
-pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result<Planned, Error> {
-    let mut scheduled = schedule_all(graphs)?;
+/// Makes the plan of a precision on a target, whose graphs take these rows at once. `states`: parameters first, then optimiser states and averages.
+pub fn plan(
+    (precision, target, rows): (&str, Target, Rows),
+    graphs: &[Graph],
+    states: &[StateBuffer],
+) -> Result<Planned, Error> {
+    let mut scheduled = schedule_all(graphs, target)?;
     let mut steps: Vec<&mut Step> = scheduled.iter_mut().flat_map(|s| s.steps.iter_mut()).collect();
     lift::lift(&mut steps);
-    let mut p = Planner::new(precision, states);
+    let mut p = Planner::new(precision, target, rows, states);
     for s in &scheduled {
         p.buffers(s)?;
     }
@@ -62,13 +68,14 @@ pub fn plan(precision: &str, graphs: &[Graph], states: &[StateBuffer]) -> Result
     }
     let Planner { mut variant, kernels, entries, constants, .. } = p;
     variant.constants = constants.bytes;
-    Ok(Planned { variant, kernels, entries, graphs: scheduled, steps: all })
+    Ok(Planned { target, variant, kernels, entries, graphs: scheduled, steps: all })
 }
 
 /// Schedules graphs on all cores; the result does not depend on how many there are.
-fn schedule_all(graphs: &[Graph]) -> Result<Vec<Scheduled>, Error> {
+fn schedule_all(graphs: &[Graph], target: Target) -> Result<Vec<Scheduled>, Error> {
     let next = AtomicUsize::new(0);
     let taken = super::Taken::default();
+    let options = Options { target, ..Options::default() };
     let done: Vec<OnceLock<Result<Scheduled, Error>>> = graphs.iter().map(|_| OnceLock::new()).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(graphs.len());
     std::thread::scope(|scope| {
@@ -77,12 +84,15 @@ fn schedule_all(graphs: &[Graph]) -> Result<Vec<Scheduled>, Error> {
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(graph) = graphs.get(i) else { break };
-                    let _ = done[i].set(checked(graph, &Options::default(), &taken));
+                    let _ = done[i].set(checked(graph, &options, &taken));
                 }
             });
         }
     });
-    done.into_iter().zip(graphs).map(|(r, g)| r.into_inner().unwrap_or_else(|| super::schedule(g))).collect()
+    done.into_iter()
+        .zip(graphs)
+        .map(|(r, g)| r.into_inner().unwrap_or_else(|| super::schedule_with(g, &options)))
+        .collect()
 }
 
 /// Peak resident memory of a process that trains with this plan, bytes.
@@ -124,6 +134,7 @@ struct Described {
 }
 
 struct Planner {
+    target: Target,
     variant: Variant,
     kernels: Vec<Kernel>,
     /// Code by text.
@@ -138,10 +149,14 @@ struct Planner {
 }
 
 impl Planner {
-    fn new(precision: &str, states: &[StateBuffer]) -> Planner {
+    fn new(precision: &str, target: Target, rows: Rows, states: &[StateBuffer]) -> Planner {
         let mut p = Planner {
+            target,
             variant: Variant {
                 precision: precision.to_string(),
+                device: target.device().to_string(),
+                rows,
+                modules: Vec::new(),
                 state: Vec::new(),
                 state_init: Vec::new(),
                 state_bytes: 0,
@@ -226,7 +241,7 @@ impl Planner {
         if owner == next {
             self.kernels.push(code);
         }
-        let launches = k.launches();
+        let launches = self.target.launches(k);
         let first = self.entries.len() as u32;
         for launch in &launches {
             self.entries.push((owner, launch.entry));
@@ -242,9 +257,10 @@ impl Planner {
                 bytes: launch.bytes,
                 scratch: launch.scratch.next_multiple_of(ALIGN),
                 builtin,
+                gpu: launch.gpu.clone().map(|g| plan::Grid { module: owner as u32, ..g }),
             });
         }
-        self.described.push(Described { first, owner, launches, temps: k.temps() });
+        self.described.push(Described { first, owner, launches, temps: self.target.temps(k) });
         self.described.len() - 1
     }
 

@@ -45,7 +45,7 @@ fn describe(code: &Code) -> String {
     let t = &p.train;
     row(
         "batch",
-        format!("{} tokens in {} logical shards, rows of {}, {} at a time", t.batch, t.ranks, t.seq, t.micro_rows),
+        format!("{} tokens in {} logical shards, rows of {}, {} at a time", t.batch, t.ranks, t.seq, first.rows.train),
     );
     row("stops", format!("after {} s or {} steps", t.stop, t.iterations));
     row("work", format!("{:.3} MFLOP per training token", p.flops_per_token as f64 / 1e6));

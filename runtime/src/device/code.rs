@@ -39,6 +39,11 @@ impl Code {
         crate::check::program(&program)?;
         let mut entries = Vec::new();
         for (v, variant) in program.variants.iter().enumerate() {
+            if variant.device != "cpu" {
+                // Its code is in the plan, see `Variant::modules`.
+                entries.push(Vec::new());
+                continue;
+            }
             let count = program.tiers.len() * variant.kernels.len();
             // SAFETY: the caller's promise.
             let list = unsafe { std::slice::from_raw_parts(*table.kernels.add(v), count) };

@@ -301,12 +301,16 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
         bytes: (4 * V * V) as u64,
         scratch: 256,
         builtin: builtin.then_some(Builtin::Quantile { n: V as u64, q: 1.0 }),
+        gpu: None,
     };
     let mut kernels: Vec<_> = ENTRIES.iter().map(|e| kernel(e.0, false)).collect();
     kernels.push(kernel("quantile", true));
     let param = |buffer, init, group: &str, unused| Param { buffer, init, group: group.into(), unused };
     Variant {
         precision: precision.into(),
+        device: "cpu".into(),
+        rows: Rows { train: ROWS as u32, score: ROWS as u32, adapt: ROWS as u32 },
+        modules: Vec::new(),
         state: vec![table, bias, rows, turn, m, m_bias, sum, count, e, am, am_bias],
         state_init: (4..11)
             .map(|i| (i, if i == 8 { Init::CopyOf("table.weight".into()) } else { Init::Fill(0.0) }))
@@ -384,7 +388,6 @@ pub fn program(toy: &Toy) -> Program {
             ranks: toy.ranks,
             batch: toy.batch,
             seq: T as u32,
-            micro_rows: ROWS as u32,
             stop: toy.stop,
             iterations: 20_000,
             schedule,
@@ -407,12 +410,10 @@ pub fn program(toy: &Toy) -> Program {
             window: T as u32,
             stride: 2,
             limit: toy.limit,
-            rows: ROWS as u32,
             adapt: Some(Adapt {
                 chunk: 32,
                 epochs: 2,
                 batch: 2,
-                micro_rows: ROWS as u32,
                 hypers: vec![
                     hyper("hyper.adapt.lr", expr(vec![Const(0.5)])),
                     hyper("hyper.adapt.momentum", expr(vec![Const(0.5)])),

@@ -7,7 +7,7 @@ use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::exec::{GraphId, Session};
 use crate::host;
-use crate::plan::{Adapt, Buffer, Hyper, Init};
+use crate::plan::{Buffer, Hyper, Init};
 use std::collections::BTreeMap;
 
 /// State buffers of adaptation start with this.
@@ -41,7 +41,6 @@ impl GraphIo {
 }
 
 struct AdaptIo {
-    settings: Adapt,
     micro: GraphIo,
     scale: Buffer,
     update: GraphId,
@@ -66,7 +65,7 @@ impl<'s> Model<'s> {
                     .map(|h| Ok((session.input(update, &h.name)?, h.clone())))
                     .collect::<Result<_>>()?;
                 let grad_norm = session.find_output(update, "grad_norm");
-                Some(AdaptIo { settings: settings.clone(), micro, scale, update, hypers, grad_norm })
+                Some(AdaptIo { micro, scale, update, hypers, grad_norm })
             }
         };
         let mut state = session.params();
@@ -80,7 +79,8 @@ impl<'s> Model<'s> {
                 state.push(buffer);
             }
         }
-        Ok(Model { session, rows: evaluate.rows as usize, window: evaluate.window as usize, score, adapt, state })
+        let rows = session.variant().rows.score as usize;
+        Ok(Model { session, rows, window: evaluate.window as usize, score, adapt, state })
     }
 }
 
@@ -99,7 +99,7 @@ impl Engine for Model<'_> {
     fn adapt(&mut self, tokens: &[i32], targets: &[i32], chunk: u64, chunks: u64) -> Result<(f64, f64)> {
         let hypers = self.hypers(chunk, chunks);
         let Some(a) = &self.adapt else { return Err(Error::input("this program declares no adaptation")) };
-        let per_run = a.settings.micro_rows as usize * self.window;
+        let per_run = self.session.variant().rows.adapt as usize * self.window;
         if tokens.len() % per_run != 0 {
             return Err(Error::input(format!(
                 "{} tokens are no whole number of micro-batches of {per_run}",

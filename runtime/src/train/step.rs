@@ -103,7 +103,8 @@ impl Stepper {
         nll: &mut dyn FnMut(&[f32]),
         pause: &dyn Fn() -> Result<()>,
     ) -> Result<f64> {
-        let (g, seq, micro) = (&self.graphs, self.train.seq as usize, self.train.micro_rows as usize);
+        let micro = session.variant().rows.train as usize;
+        let (g, seq) = (&self.graphs, self.train.seq as usize);
         let (mut x, mut y) = (vec![0; micro * seq], vec![0; micro * seq]);
         let scale = (1.0 / (rows * seq) as f64) as f32;
         session.zero_grads();

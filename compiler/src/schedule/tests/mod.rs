@@ -40,7 +40,7 @@ pub(super) fn same(g: &Graph, inputs: &Contents, tolerance: f64) -> Scheduled {
     let expected = interpret(g, inputs).unwrap();
     let mut fused = None;
     for fuse in [false, true] {
-        let s = schedule_with(g, &Options { fuse }).unwrap();
+        let s = schedule_with(g, &Options { fuse, ..Options::default() }).unwrap();
         compare(g, &s, inputs, &expected, tolerance);
         fused = Some(s);
     }
