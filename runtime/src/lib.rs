@@ -21,4 +21,5 @@ pub mod safetensors;
 pub mod signals;
 pub mod state;
 pub mod train;
+pub mod trial;
 pub mod validate;

@@ -33,6 +33,7 @@ mod store;
 mod symmetry;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 
 use crate::graph::ir::{BufferId, DType, Graph, NodeId};
 use crate::kernel::{Kernel, Target};

@@ -162,7 +162,7 @@ fn dims(g: &Graph, axes: &[AxisId]) -> Vec<usize> {
 }
 
 /// Offsets of all elements of a strided tensor, in row-major order.
-fn offsets(dims: &[usize], strides: &[i64], start: i64) -> Vec<i64> {
+pub(super) fn offsets(dims: &[usize], strides: &[i64], start: i64) -> Vec<i64> {
     let mut out = vec![start];
     for (n, s) in dims.iter().zip(strides) {
         out = out.iter().flat_map(|o| (0..*n as i64).map(move |i| o + i * s)).collect();
