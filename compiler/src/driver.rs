@@ -148,8 +148,11 @@ fn check_options(o: &Options) -> Result<()> {
     if o.check_kernels {
         return Err(Error::usage("--check-kernels: this golfc generates no GPU kernels to emulate"));
     }
-    if o.emit_check {
-        return Err(Error::usage("--emit-check is not implemented in this golfc"));
+    if o.emit_check && (o.out.is_none() || !o.targets.iter().any(|t| t == Target::Gpu.device())) {
+        return Err(Error::usage(format!(
+            "--emit-check makes an executable for a GPU: it needs -o PATH and --target {}",
+            Target::Gpu.device()
+        )));
     }
     Ok(())
 }
@@ -202,6 +205,9 @@ fn code(o: &Options, emits: &[emit::Emit], built: &program::Built, times: &mut T
     if let Some(jobs) = o.jobs {
         options.threads = jobs.max(1);
     }
+    if o.emit_check {
+        return checks(built, out, &options, times);
+    }
     let timings =
         times.stage("code", || crate::package::link(&built.program, &built.planned, &built.kernels, out, &options))?;
     if o.time {
@@ -213,6 +219,22 @@ fn code(o: &Options, emits: &[emit::Emit], built: &program::Built, times: &mut T
             eprintln!("{:>12} {:>9.1} ms", name, time.as_secs_f64() * 1e3);
         }
     }
+    Ok(())
+}
+
+/// `--emit-check`.
+#[cfg(feature = "mlir")]
+fn checks(
+    built: &program::Built,
+    out: &Path,
+    options: &crate::mlir::object::Options,
+    times: &mut Times,
+) -> Outcome<()> {
+    let gpu = built.planned.iter().find(|p| p.target == Target::Gpu);
+    let gpu = gpu.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))?;
+    let ((tried, left), _) =
+        times.stage("checks", || crate::package::checks::link(gpu, &built.program.name, out, options))?;
+    eprintln!("{tried} kernels to try; {left} too large for the reference (make the program smaller with --set)");
     Ok(())
 }
 

@@ -7,6 +7,8 @@
 //! The executable is the runtime's static library (carried inside golfc), the kernels' objects, and one generated object with `main` and the
 //! [`golf_runtime::plan::ProgramTable`]; the system's C compiler driver links them.
 
+pub mod checks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt::Write as _;

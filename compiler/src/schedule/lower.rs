@@ -91,13 +91,24 @@ pub(super) struct Lower<'a, 'p> {
     pub sizes: Sizes,
 }
 
+/// Most tasks of a row kernel that leaves partial sums: every task leaves a row of them, and has to be worth it.
+pub(super) fn partial_tasks(target: crate::kernel::Target) -> usize {
+    match target {
+        crate::kernel::Target::Cpu => 64,
+        // Several blocks on each of 132 multiprocessors.
+        crate::kernel::Target::Gpu => 1024,
+    }
+}
+
 /// Lowers every kernel that is left, in cluster order, then the delayed effects.
 pub(super) fn lower(
     c: &Clusters<'_>,
     bodies: &[Body],
     waiting: &BTreeSet<usize>,
+    target: crate::kernel::Target,
 ) -> Result<(Vec<Lowered>, Sizes), Error> {
-    let blocks = (0..c.list.len()).map(|i| block(c, i, &bodies[i])).collect();
+    let partials = partial_tasks(target);
+    let blocks = (0..c.list.len()).map(|i| block(c, i, &bodies[i], partials)).collect();
     let symmetric = super::symmetry::symmetric(c.g());
     let mut l = Lower { c, bodies, blocks, waiting, symmetric, sizes: Sizes::new() };
     let mut out = Vec::new();
@@ -114,19 +125,18 @@ pub(super) fn lower(
 }
 
 /// Rows per task of a cluster. Depends on shapes only.
-fn block(c: &Clusters<'_>, cluster: usize, body: &Body) -> usize {
+fn block(c: &Clusters<'_>, cluster: usize, body: &Body, partials: usize) -> usize {
     let Some(outer) = c.outer(cluster) else { return 1 };
     let g = c.g();
     let inner =
         |n: &NodeId| -> usize { axes(g, *n).iter().filter(|a| !outer.contains(a)).map(|a| size(g, *a)).product() };
     let work = body.order.iter().map(inner).max().unwrap_or(1);
-    rows_per_task(numel(g, outer), work, !body.columns.is_empty())
+    rows_per_task(numel(g, outer), work, (!body.columns.is_empty()).then_some(partials))
 }
 
-/// Rows per task: some thousand elements, a power of two so that shapes share code; with partial sums at most 64 tasks, since every task
-/// leaves a row of them.
-pub(super) fn rows_per_task(rows: usize, work: usize, partial: bool) -> usize {
-    let least = if partial { rows.div_ceil(64) } else { 1 };
+/// Rows per task: some thousand elements, a power of two so that shapes share code; with partial sums at most `partials` tasks.
+pub(super) fn rows_per_task(rows: usize, work: usize, partials: Option<usize>) -> usize {
+    let least = partials.map_or(1, |most| rows.div_ceil(most));
     let block = (8192 / work.max(1)).max(least).max(1);
     if block >= rows { rows.max(1) } else { block.next_power_of_two().min(rows) }
 }

@@ -94,7 +94,7 @@ impl Lower<'_, '_> {
         let Target { memory, dtype, view, .. } = self.target(effect);
         let order = self.c.p.layouts.order(g, e.value);
         let outer: Vec<_> = if numel(g, &order) <= 4096 { Vec::new() } else { order[..1].to_vec() };
-        let block = super::lower::rows_per_task(numel(g, &outer), numel(g, &order) / numel(g, &outer), false);
+        let block = super::lower::rows_per_task(numel(g, &outer), numel(g, &order) / numel(g, &outer), None);
         let mut out = Body::new(g, &outer);
         let value = out.leaf(e.value, &view, memory, dtype).map_err(text)?;
         out.value.insert(e.value, value);

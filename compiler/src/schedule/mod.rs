@@ -166,7 +166,7 @@ fn once(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
     let bodies = store::store(&mut clusters, options.fuse)?;
     let mut waiting = BTreeSet::new();
     let (kernels, sizes, order) = loop {
-        let (kernels, sizes) = lower::lower(&clusters, &bodies, &waiting)?;
+        let (kernels, sizes) = lower::lower(&clusters, &bodies, &waiting, options.target)?;
         match order::order(&kernels, &prepared.effects, &waiting).map_err(|why| Error::new(&graph.name, why))? {
             order::Ordered::Order(order) => break (kernels, sizes, order),
             order::Ordered::Wait(more) => waiting.extend(more),
