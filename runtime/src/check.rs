@@ -150,7 +150,10 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
     for b in g.inputs.iter().chain(&g.outputs) {
         buffer(v, b, g.scratch)?;
     }
-    for call in &g.calls {
+    for (i, call) in g.calls.iter().enumerate() {
+        if call.after.iter().any(|&a| a as usize >= i) {
+            return bad(format!("{}: a call waits for a later one", g.name));
+        }
         let Some(kernel) = v.kernels.get(call.kernel as usize) else {
             return bad(format!("{} calls kernel {} of {}", g.name, call.kernel, v.kernels.len()));
         };

@@ -181,6 +181,9 @@ pub struct Call {
     pub tasks: u32,
     /// Pointers passed, in the kernel's order.
     pub args: Vec<Place>,
+    /// GPU: earlier calls of the graph that must be complete, by number; calls not ordered by these, directly or through others, may run side by side.
+    /// Empty on the CPU, where each call completes before the next.
+    pub after: Vec<u32>,
 }
 
 /// What a kernel is.

@@ -54,6 +54,7 @@ fn variant(kernel: &Kernel) -> Variant {
         kernel: k as u32,
         tasks: l.tasks,
         args: l.args.iter().map(|_| place(4096)).collect(),
+        after: vec![],
     };
     let graph = |name: &str| GraphPlan {
         name: name.into(),

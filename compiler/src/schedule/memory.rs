@@ -54,6 +54,21 @@ pub fn place(blocks: &[Block]) -> (Vec<u64>, u64) {
     (offsets, total)
 }
 
+/// Like [`place`], but as long as all blocks fit into `limit` bytes none shares memory with another.
+pub fn place_apart(blocks: &[Block], limit: u64) -> (Vec<u64>, u64) {
+    let total: u64 = blocks.iter().map(|b| b.bytes.next_multiple_of(ALIGN)).sum();
+    if total > limit {
+        return place(blocks);
+    }
+    let mut end = 0;
+    let mut offsets = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        offsets.push(end);
+        end += block.bytes.next_multiple_of(ALIGN);
+    }
+    (offsets, total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@
 
 mod cluster;
 mod contract;
+pub mod depend;
 pub mod explain;
 mod flatten;
 mod fuse;

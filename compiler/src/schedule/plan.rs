@@ -4,6 +4,7 @@
 //! state and gradient segments for all graphs, scratch blocks that overlap only when their uses do not, and the same plan for the same
 //! program.
 
+use super::depend::{self, Touch};
 use super::memory::{self, ALIGN, Block};
 use super::{Error, Memory, Options, Scheduled, Step, checked, lift};
 use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
@@ -31,6 +32,9 @@ pub struct StateBuffer {
     /// For parameters: group tag, and whether it is declared unused.
     pub param: Option<(String, bool)>,
 }
+
+/// Scratch up to which a GPU graph's values never share memory, bytes, so that no step has to wait for memory to become free.
+const APART: u64 = 4 << 30;
 
 /// A plan with what code generation and `--explain` need.
 #[derive(Clone, Debug)]
@@ -269,12 +273,17 @@ impl Planner {
         let used: Vec<usize> = s.steps.iter().map(|step| self.describe(&step.kernel)).collect();
         let temps = |i: usize| &self.described[used[i]].temps[..];
         let spans = Spans::of(s, &temps);
-        let (offsets, total) = memory::place(&spans.blocks);
+        let (offsets, total) = match self.target {
+            Target::Cpu => memory::place(&spans.blocks),
+            Target::Gpu => memory::place_apart(&spans.blocks, APART),
+        };
         let scratch = |i: usize| Place { segment: Segment::Scratch, offset: offsets[i] };
         let mut calls = Vec::new();
+        let (mut touches, mut bounds) = (Vec::new(), Vec::new());
         for (i, step) in s.steps.iter().enumerate() {
             let mut places = Vec::new();
-            for arg in &step.args {
+            let mut touched = Vec::new();
+            for (arg, access) in step.args.iter().zip(step.kernel.accesses()) {
                 let base = match arg.memory {
                     Memory::Value(v) => scratch(spans.values[v as usize]),
                     Memory::Constant(bits) => self.constant(bits.to_le_bytes().to_vec()),
@@ -284,7 +293,22 @@ impl Planner {
                     },
                 };
                 places.push(Place { offset: base.offset + arg.offset, ..base });
+                touched.push((base, self.bytes_of(s, arg.memory), access != Access::Read));
             }
+            let temporary = |t: &usize| (scratch(*t), spans.blocks[*t].bytes, true);
+            touched.extend(spans.temps[i].iter().map(temporary));
+            touches.push(
+                touched
+                    .into_iter()
+                    .map(|(p, bytes, write)| Touch {
+                        segment: p.segment,
+                        start: p.offset,
+                        end: p.offset + bytes,
+                        write,
+                    })
+                    .collect(),
+            );
+            bounds.push(calls.len() as u32);
             for (j, launch) in self.described[used[i]].launches.iter().enumerate() {
                 let args = launch
                     .args
@@ -294,8 +318,20 @@ impl Planner {
                         LaunchArg::Temp(n) => scratch(spans.temps[i][*n]),
                     })
                     .collect();
-                calls.push(Call { kernel: self.described[used[i]].first + j as u32, tasks: launch.tasks, args });
+                let kernel = self.described[used[i]].first + j as u32;
+                // The launches of a kernel run one after the other.
+                let after = if j == 0 { Vec::new() } else { vec![calls.len() as u32 - 1] };
+                calls.push(Call { kernel, tasks: launch.tasks, args, after });
             }
+        }
+        if self.target == Target::Gpu {
+            bounds.push(calls.len() as u32);
+            for (i, before) in depend::after(&touches).into_iter().enumerate() {
+                // The last launch of each step that this one waits for.
+                calls[bounds[i] as usize].after = before.into_iter().map(|j| bounds[j + 1] - 1).collect();
+            }
+        } else {
+            calls.iter_mut().for_each(|c| c.after.clear());
         }
         let listed = |kind: BufferKind| -> Vec<Buffer> {
             let mine = s.graph.buffers.iter().enumerate().filter(|(_, b)| b.kind == kind);
@@ -310,6 +346,19 @@ impl Planner {
         let (inputs, outputs) = (listed(BufferKind::Input), listed(BufferKind::Output));
         self.variant.graphs.push(GraphPlan { name: s.graph.name.clone(), calls, inputs, outputs, scratch: total });
         Ok(used.iter().map(|i| self.described[*i].owner).collect())
+    }
+
+    /// Size of what an argument lies in.
+    fn bytes_of(&self, s: &Scheduled, memory: Memory) -> u64 {
+        match memory {
+            Memory::Value(v) => (s.values[v as usize].numel * s.values[v as usize].dtype.bytes()) as u64,
+            Memory::Constant(_) => 4,
+            Memory::Buffer(b) => {
+                let ty = &s.graph.buffers[b.0 as usize].ty;
+                let numel: usize = ty.axes.iter().map(|a| s.graph.axes[a.0 as usize].size).product();
+                (numel * ty.dtype.bytes()) as u64
+            }
+        }
     }
 
     fn constant(&mut self, content: Vec<u8>) -> Place {

@@ -203,7 +203,7 @@ impl Layout {
 
 fn call(kernel: &str, tasks: usize, args: &[&Buffer]) -> Call {
     let index = ENTRIES.iter().position(|e| e.0 == kernel).unwrap_or(ENTRIES.len());
-    Call { kernel: index as u32, tasks: tasks as u32, args: args.iter().map(|b| b.place).collect() }
+    Call { kernel: index as u32, tasks: tasks as u32, args: args.iter().map(|b| b.place).collect(), after: Vec::new() }
 }
 
 /// A few operations as a host expression, the last being the value.
