@@ -1,6 +1,7 @@
 # make run    deps, build, real text, compile models/vrl11.golf, train, pack, score, adapt, verify
 # make test   the tests (after make deps)
-.PHONY: help deps build data run test test-long lint bench clean
+# make gpu-pack   a folder for a machine with a GPU (out/gpu); make gpu-check runs it there
+.PHONY: help deps build data run test test-long lint bench clean gpu-pack gpu-check
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -19,6 +20,12 @@ run: data
 
 test: deps
 	tests/e2e/test.sh
+
+gpu-pack: build
+	tests/gpu/pack.sh out/gpu
+
+gpu-check:
+	out/gpu/check.sh
 
 lint:
 	cargo fmt --all --check
