@@ -4,8 +4,10 @@
 //! *promises* that a closed standard output is the end, not an error.
 
 use super::program::Built;
+use crate::kernel::{Kernel, Target};
 use crate::lang;
 use crate::optim::Assembly;
+use crate::schedule::plan::Planned;
 use golf_grammar::{FileId, dump};
 use golf_runtime::error::{Error, Result};
 use golf_runtime::files::{Faults, atomic_bytes};
@@ -31,9 +33,6 @@ pub(super) fn parse(list: &[String], file: &Path) -> Result<Vec<Emit>> {
                 .into_iter()
                 .find(|s| *s == name)
                 .ok_or_else(|| Error::usage(format!("--emit={name}: expected one of {}", STAGES.join(", "))))?;
-            if stage == "ptx" {
-                return Err(Error::usage("--emit=ptx: this golfc generates no GPU code"));
-            }
             let path = match path {
                 Some("-") => None,
                 Some(p) => Some(PathBuf::from(p)),
@@ -52,7 +51,7 @@ pub(super) fn needs_plan(emits: &[Emit]) -> bool {
 /// Whether any stage of code generation was asked for.
 #[cfg_attr(feature = "mlir", allow(dead_code))]
 pub(super) fn needs_code(emits: &[Emit]) -> bool {
-    emits.iter().any(|e| ["mlir", "llvm", "asm"].contains(&e.stage))
+    emits.iter().any(|e| ["mlir", "llvm", "asm", "ptx"].contains(&e.stage))
 }
 
 /// Writes to standard output; a closed one is [`Error::Closed`].
@@ -102,23 +101,42 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
         p.variants.iter_mut().for_each(|v| v.constants.clear());
         serde_json::to_string_pretty(&p).map(|s| s + "\n").map_err(|e| Error::machine(e.to_string()))
     })?;
-    write(emits, "kernels", || Ok(b.kernels.iter().map(|k| format!("{}\n{}\n", k.symbol(), k.text())).collect()))
+    write(emits, "kernels", || {
+        let text = |k: &Kernel| format!("{}\n{}\n", k.symbol(), k.text());
+        let mut all: String = b.kernels.iter().map(text).collect();
+        for planned in gpu(b) {
+            all += &format!("# {}\n", planned.target.device());
+            all.extend(planned.kernels.iter().map(text));
+        }
+        Ok(all)
+    })
 }
 
-/// Every kernel as MLIR, optimised LLVM IR or assembly, for the best tier.
+/// The plans for GPUs.
+fn gpu(b: &Built) -> impl Iterator<Item = &Planned> {
+    b.planned.iter().filter(|p| p.target == Target::Gpu)
+}
+
+/// Every kernel as MLIR, optimised LLVM IR or assembly, for the CPU's best tier and then the GPU; PTX is the GPU's assembly alone.
 #[cfg(feature = "mlir")]
 pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
     use crate::mlir::object::{Job, Text, text};
     use crate::mlir::tier::Tier;
-    for (stage, form) in [("mlir", Text::Mlir), ("llvm", Text::Llvm), ("asm", Text::Asm)] {
+    let of = |tier: Tier| move |kernel: &Kernel| Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
+    let generated = b.kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
+    let cpu: Vec<Job> = generated.map(of(Tier::Avx512Bf16)).collect();
+    let gpu: Vec<Job> = gpu(b).flat_map(|p| &p.kernels).map(of(Tier::Sm90a)).collect();
+    let all = || cpu.iter().chain(&gpu);
+    let stages = [("mlir", Text::Mlir), ("llvm", Text::Llvm), ("asm", Text::Asm), ("ptx", Text::Asm)];
+    for (stage, form) in stages {
         write(emits, stage, || {
-            let mut all = String::new();
-            for kernel in b.kernels.iter().filter(|k| !matches!(k, crate::kernel::Kernel::Host(_))) {
-                let tier = Tier::Avx512Bf16.of_kernel(kernel);
-                all += &text(&Job { kernel: kernel.clone(), tier }, form).map_err(Error::machine)?;
-                all.push('\n');
+            let jobs = all().skip(if stage == "ptx" { cpu.len() } else { 0 });
+            let mut out = String::new();
+            for job in jobs {
+                out += &text(job, form).map_err(Error::machine)?;
+                out.push('\n');
             }
-            Ok(all)
+            Ok(out)
         })?;
     }
     Ok(())

@@ -66,7 +66,8 @@ fn fusion(s: &mut String, planned: &Planned) {
     let Some(i) = planned.graphs.iter().position(|g| g.graph.name == "train.micro") else { return };
     let _ = writeln!(
         s,
-        "\nkernels of {} train.micro (work of one call), {} distinct in all graphs:",
+        "\nkernels of {} {} train.micro (work of one call), {} distinct in all graphs:",
+        planned.variant.device,
         planned.variant.precision,
         planned.kernels.len()
     );
@@ -78,7 +79,8 @@ fn variant(s: &mut String, v: &Variant, rss: u64) {
     let scratch = v.graphs.iter().map(|g| g.scratch).max().unwrap_or(0);
     let _ = writeln!(
         s,
-        "{}: predicted peak memory of training {}: state {}, gradients {}, scratch {}, constants {}",
+        "{} {}: predicted peak memory of training {}: state {}, gradients {}, scratch {}, constants {}",
+        v.device,
         v.precision,
         mb(rss),
         mb(v.state_bytes),
