@@ -12,6 +12,7 @@ command -v cc >/dev/null && command -v c++ >/dev/null || missing+=(build-essenti
 ls /usr/include/zstd.h /usr/include/*/zstd.h >/dev/null 2>&1 || missing+=(libzstd-dev)
 ls /usr/include/zlib.h /usr/include/*/zlib.h >/dev/null 2>&1 || missing+=(zlib1g-dev)
 command -v spm_train >/dev/null || missing+=(sentencepiece)
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 
 command -v cargo >/dev/null || { echo "deps: Rust is missing; install it from https://rustup.rs and run make again" >&2; exit 1; }
 [ ${#missing[@]} -eq 0 ] && { echo "deps: everything is here (LLVM $("$prefix/bin/llvm-config" --version))"; exit 0; }

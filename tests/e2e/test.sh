@@ -5,6 +5,8 @@ cd "$(dirname "$0")/../.."
 say() { printf '\n== %s\n' "$*"; }
 
 say "format"; cargo fmt --all --check
+say "assembler for GPU kernels"
+GOLF_PTXAS=$(tests/e2e/ptxas.sh); export GOLF_PTXAS; echo "${GOLF_PTXAS:-none}"
 say "grammar, compiler and runtime"
 cargo test --workspace --no-fail-fast
 say "models/tiny.golf end to end"

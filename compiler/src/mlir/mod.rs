@@ -16,6 +16,7 @@ pub mod math;
 pub mod memory;
 pub mod object;
 pub mod passes;
+pub mod ptxas;
 pub mod sys;
 pub mod tier;
 
