@@ -4,6 +4,8 @@
 pub mod autodiff;
 pub mod data;
 pub mod driver;
+#[cfg(feature = "mlir")]
+pub mod emulate;
 pub mod graph;
 pub mod kernel;
 pub mod lang;

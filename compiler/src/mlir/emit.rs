@@ -232,7 +232,7 @@ impl<'c> Unit<'c> {
 
     /// Adds a GPU kernel: parameters are `args` pointers to global memory, then `maps` tensor maps by value; blocks have `threads` threads.
     /// `body` receives the insertion point, the pointers (generic), and the maps' addresses.
-    pub(super) fn gpu_kernel<F>(&self, symbol: &str, args: usize, maps: usize, threads: u32, body: F)
+    pub fn gpu_kernel<F>(&self, symbol: &str, args: usize, maps: usize, threads: u32, body: F)
     where
         F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
     {

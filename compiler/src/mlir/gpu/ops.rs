@@ -174,7 +174,7 @@ pub fn async_fence(e: &Emit) {
 /// Registers per thread from here on; all threads of the warpgroup.
 pub fn set_registers(e: &Emit, count: u32, more: bool) {
     let action = if more { "increase" } else { "decrease" };
-    let (count, action) = (format!("{count} : i32"), format!("#nvvm.action<{action}>"));
+    let (count, action) = (format!("{count} : i32"), format!("#nvvm<action {action}>"));
     text(e, "nvvm.setmaxregister", &[], &[("regCount", &count), ("action", &action)]);
 }
 
