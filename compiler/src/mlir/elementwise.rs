@@ -18,7 +18,6 @@ pub fn value_elem(dtype: DType) -> Elem {
 
 /// One operand.
 pub fn unary<'c>(e: &Emit<'c>, op: Unary, x: V<'c>) -> V<'c> {
-    let one = || e.fconst(x.ty, 1.0);
     match op {
         Unary::Neg => e.neg(x),
         Unary::Exp => math::exp(e, x),
@@ -27,10 +26,10 @@ pub fn unary<'c>(e: &Emit<'c>, op: Unary, x: V<'c>) -> V<'c> {
         Unary::Sigmoid => math::sigmoid(e, x),
         Unary::Sin => math::sin(e, x),
         Unary::Cos => math::cos(e, x),
-        Unary::Sqrt => e.sqrt(x),
-        Unary::Rsqrt => e.div(one(), e.sqrt(x)),
+        Unary::Sqrt => math::sqrt(e, x),
+        Unary::Rsqrt => math::rsqrt(e, x),
         Unary::Abs => e.abs(x),
-        Unary::Recip => e.div(one(), x),
+        Unary::Recip => math::recip(e, x),
         Unary::Round => e.round_even(x),
         Unary::Floor => e.floor(x),
         Unary::Sign => sign(e, x),
@@ -54,7 +53,7 @@ pub fn binary<'c>(e: &Emit<'c>, op: Binary, a: V<'c>, b: V<'c>) -> V<'c> {
         Binary::Add => e.add(a, b),
         Binary::Sub => e.sub(a, b),
         Binary::Mul => e.mul(a, b),
-        Binary::Div if a.ty.elem.is_float() => e.div(a, b),
+        Binary::Div if a.ty.elem.is_float() => math::div(e, a, b),
         Binary::Div => floor_quotient(e, a, b),
         Binary::Min => e.min(a, b),
         Binary::Max => e.max(a, b),

@@ -542,12 +542,18 @@ impl<'c> Emit<'c> {
     pub fn copysign(&self, magnitude: V<'c>, sign: V<'c>) -> V<'c> {
         self.simple("math.copysign", &[magnitude, sign], magnitude.ty)
     }
-    /// The larger; `a` on ties and when either is NaN.
+    /// The larger; `a` on ties and when either is NaN. On a GPU, f32: one instruction, NaN when either is NaN.
     pub fn max(&self, a: V<'c>, b: V<'c>) -> V<'c> {
+        if self.tier == Tier::Sm90a && a.ty.elem == Elem::F32 {
+            return self.simple("llvm.intr.maximum", &[a, b], a.ty);
+        }
         self.select(self.cmp(Cmp::Gt, b, a), b, a)
     }
-    /// The smaller; `a` on ties and when either is NaN.
+    /// The smaller; `a` on ties and when either is NaN. On a GPU, f32: one instruction, NaN when either is NaN.
     pub fn min(&self, a: V<'c>, b: V<'c>) -> V<'c> {
+        if self.tier == Tier::Sm90a && a.ty.elem == Elem::F32 {
+            return self.simple("llvm.intr.minimum", &[a, b], a.ty);
+        }
         self.select(self.cmp(Cmp::Lt, b, a), b, a)
     }
     /// Bits and.

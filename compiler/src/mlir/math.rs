@@ -4,10 +4,14 @@
 //! against the exact result, IEEE behaviour at 0, ±inf, NaN, overflow and subnormal results (inputs may be subnormal too), and the same
 //! bits on every tier: only exactly rounded operations, FMA where written, no library call.
 //!
+//! A GPU's special function unit is quicker and good to about 1e-6: there (tier `Sm90a`) exp, sigmoid, tanh, division and roots use it; subnormals are flushed.
+//!
 //! Coefficients are minimax fits (Remez exchange in 40-digit arithmetic, relative error weights, rounded to f32), computed for this file; the
 //! fit's own error is noted beside each. Range reductions are Cody and Waite's ("Software Manual for the Elementary Functions", 1980).
 
 use super::emit::{Cmp, Elem, Emit, V};
+use super::gpu::ops;
+use super::tier::Tier;
 
 /// 1.5 * 2^23: adding and subtracting it rounds |x| < 2^22 to the nearest integer, half to even, and leaves the integer in the low bits.
 const ROUND: f64 = 12582912.0;
@@ -75,8 +79,64 @@ fn reduce_exp<'c>(e: &Emit<'c>, x: V<'c>) -> (V<'c>, V<'c>) {
     (e.fma(nf, e.fconst(x.ty, -LN2_LOW), r), n)
 }
 
+/// Whether f32 functions use the special function unit.
+fn approximate<'c>(e: &Emit<'c>, x: V<'c>) -> bool {
+    e.tier == Tier::Sm90a && x.ty.elem == Elem::F32
+}
+
+/// A function of scalars on every lane.
+fn each_lane<'c>(e: &Emit<'c>, x: V<'c>, f: impl Fn(&Emit<'c>, V<'c>) -> V<'c>) -> V<'c> {
+    if x.ty.lanes == 0 {
+        return f(e, x);
+    }
+    (0..x.ty.lanes).fold(e.zero(x.ty), |all, lane| e.insert(f(e, e.extract(x, lane)), all, lane))
+}
+
+/// e^x by the special function unit. The rounding of `x log2 e` costs |x| / 1e7 of the result.
+fn exp_approx<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    each_lane(e, e.mul(x, e.fconst(x.ty, LOG2_E)), ops::exp2_approx)
+}
+
+/// 1 / x.
+pub fn recip<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    if approximate(e, x) { each_lane(e, x, ops::recip_approx) } else { e.div(e.fconst(x.ty, 1.0), x) }
+}
+
+/// a / b of floats.
+pub fn div<'c>(e: &Emit<'c>, a: V<'c>, b: V<'c>) -> V<'c> {
+    if approximate(e, b) { e.mul(a, each_lane(e, b, ops::recip_approx)) } else { e.div(a, b) }
+}
+
+/// 1 / sqrt x.
+pub fn rsqrt<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    if approximate(e, x) { each_lane(e, x, ops::rsqrt_approx) } else { e.div(e.fconst(x.ty, 1.0), e.sqrt(x)) }
+}
+
+/// Square root.
+pub fn sqrt<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    // 1 / (1 / sqrt x) is right at 0 and infinity too.
+    if approximate(e, x) { each_lane(e, x, |e, x| ops::recip_approx(e, ops::rsqrt_approx(e, x))) } else { e.sqrt(x) }
+}
+
+/// Series of tanh x / x in x^2 after 1: below 1/4 its rest is under 4e-7.
+const TANH: [f64; 3] = [-1.0 / 3.0, 2.0 / 15.0, -17.0 / 315.0];
+
+/// tanh|x| = 1 - 2 / (1 + e^(2|x|)), which loses digits near 0: there a series.
+fn tanh_approx<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    let f = |v| e.fconst(x.ty, v);
+    let a = e.abs(x);
+    let t = each_lane(e, e.mul(a, f(2.0 * LOG2_E)), ops::exp2_approx);
+    let far = e.fma(recip(e, e.add(t, f(1.0))), f(-2.0), f(1.0));
+    let square = e.mul(x, x);
+    let near = e.fma(e.mul(square, a), polynomial(e, square, &TANH), a);
+    e.copysign(e.select(e.cmp(Cmp::Lt, a, f(0.25)), near, far), x)
+}
+
 /// e^x.
 pub fn exp<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    if approximate(e, x) {
+        return exp_approx(e, x);
+    }
     // Beyond these the result is inf or 0 anyway; NaN passes both.
     let x = e.max(e.min(x, e.fconst(x.ty, 89.0)), e.fconst(x.ty, -104.0));
     let (r, n) = reduce_exp(e, x);
@@ -126,6 +186,9 @@ pub fn log<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
 
 /// Hyperbolic tangent: with t = e^(-2|x|) - 1, tanh|x| = -t / (t + 2).
 pub fn tanh<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
+    if approximate(e, x) {
+        return tanh_approx(e, x);
+    }
     let ty = x.ty;
     // tanh(10) rounds to 1.
     let a = e.min(e.abs(x), e.fconst(ty, 10.0));
@@ -139,6 +202,9 @@ pub fn tanh<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
 /// 1 / (1 + e^-x): with t = e^-|x|, 1 / (1 + t) or t / (1 + t), so that nothing overflows and small results stay accurate.
 pub fn sigmoid<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
     let one = e.fconst(x.ty, 1.0);
+    if approximate(e, x) {
+        return recip(e, e.add(exp(e, e.neg(x)), one));
+    }
     let t = exp(e, e.neg(e.abs(x)));
     let numerator = e.select(e.cmp(Cmp::Lt, x, e.zero(x.ty)), t, one);
     e.div(numerator, e.add(one, t))

@@ -41,6 +41,7 @@ pub fn temps(kernel: &Kernel) -> Vec<u64> {
         Kernel::Gemm(k) => gemm::temps(k),
         Kernel::Attend(k) => attend::temps(k),
         Kernel::Row(k) => row::temps(k),
-        Kernel::Scatter(_) | Kernel::Host(_) => Vec::new(),
+        Kernel::Scatter(k) => scatter::temps(k),
+        Kernel::Host(_) => Vec::new(),
     }
 }
