@@ -4,7 +4,7 @@ use golf_runtime::plan::{DType, Grid, TensorMap};
 
 use super::launch::print;
 use super::{Code, Options};
-use crate::mlir::emit::{Elem, Emit, F32, I32, I64, PTR, Ty, Unit, V};
+use crate::mlir::emit::{Elem, Emit, F32, I32, I64, Ty, Unit, V};
 use crate::mlir::gpu::ops::*;
 use crate::mlir::{passes, tier::Tier};
 
@@ -120,5 +120,268 @@ fn approximations_and_bf16() {
         let want = (x + 1.0 / (x.sqrt() * x)).max(0.5);
         assert!((want - y).abs() <= want / 256.0 && y.to_bits() & 0xffff == 0, "{x}: {y}, {want}");
     }
-    let _ = (PTR, DType::F32);
+}
+
+// ---- tensor tiles ----
+
+fn bf16s(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+}
+
+fn bf16_floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+}
+
+/// Small whole numbers: exact in bf16, sums exact in f32.
+fn numbers(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37 + i / 11 * 5 + seed) % 9) as f32 - 4.0).collect()
+}
+
+/// A row-major matrix of bf16 in tiles of `rows` rows of 64 columns, swizzled.
+fn tile_map(arg: u32, matrix: [u64; 2], rows: u32) -> TensorMap {
+    TensorMap {
+        arg,
+        offset: 0,
+        dtype: DType::Bf16,
+        dims: vec![matrix[1], matrix[0]],
+        strides: vec![2 * matrix[1]],
+        tile: vec![64, rows],
+        swizzle: 128,
+    }
+}
+
+/// What a kernel of [`product`] does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bug {
+    None,
+    Phase,
+    Count,
+    FewBytes,
+    ManyBytes,
+    NoWait,
+    NoProductWait,
+    NoCommit,
+    NoFence,
+    Stride,
+    NoBarrier,
+}
+
+/// `C[64, 128] = A[64, 64] B[64, 128]`, f32. A is stored [m, k] or [k, m], B [n, k] or [k, n]; each in tiles of 64 columns.
+fn product(a: Major, b: Major, bug: Bug) -> (Code, Grid) {
+    let k = code(3, 2, 128, move |e, args, maps| {
+        let smem = shared_memory(e);
+        let t = thread(e, 128);
+        let first = is_thread(e, t, 0);
+        let (at_b, bar) = (shared_at(e, smem, 8192), shared_at(e, smem, 8192 + 16384));
+        e.when(first, |e| {
+            mbarrier_init(e, bar, if bug == Bug::Count { 2 } else { 1 });
+            mbarrier_init_fence(e);
+        });
+        if bug != Bug::NoBarrier {
+            barrier(e);
+        }
+        let number = |n: i64| e.iconst(I32, n);
+        let last = is_thread(e, t, if bug == Bug::NoBarrier { 127 } else { 0 });
+        e.when(last, |e| {
+            let bytes = match bug {
+                Bug::FewBytes => 16384,
+                Bug::ManyBytes => 32768,
+                _ => 24576,
+            };
+            mbarrier_expect(e, bar, number(bytes));
+            tma_load(e, smem, maps[0], bar, &[number(0), number(0)]);
+            let halves: &[(i64, i64, i64)] = match b {
+                // 128 rows of 64 k: one tile.
+                Major::K => &[(0, 0, 0)],
+                // 64 k of 128 columns: two.
+                Major::Mn => &[(0, 0, 0), (8192, 64, 0)],
+            };
+            for &(to, x, y) in halves {
+                tma_load(e, shared_at(e, at_b, to), maps[1], bar, &[number(x), number(y)]);
+            }
+        });
+        if bug != Bug::NoWait {
+            mbarrier_wait(e, bar, number(i64::from(bug == Bug::Phase)));
+        }
+        let stride = if bug == Bug::Stride { 512 } else { 1024 };
+        let operand = |major: Major, step: i64| match major {
+            Major::K => (32 * step, descriptor_bits(16, stride)),
+            Major::Mn => (1024 * 2 * step, descriptor_bits(8192, stride)),
+        };
+        if bug != Bug::NoFence {
+            wgmma_fence(e);
+        }
+        let mut acc = zeros(e, 64);
+        for step in 0..4 {
+            let (da, bits_a) = operand(a, step);
+            let (db, bits_b) = operand(b, step);
+            let da = descriptor(e, shared_address(e, shared_at(e, smem, da)), bits_a);
+            let db = descriptor(e, shared_address(e, shared_at(e, at_b, db)), bits_b);
+            acc = wgmma(e, acc, false, (da, a), (db, b));
+        }
+        if bug != Bug::NoCommit {
+            wgmma_commit(e);
+        }
+        let acc = if bug == Bug::NoProductWait { acc } else { wgmma_wait(e, 0, &[acc])[0] };
+        store_accumulator(e, acc, t, args[0], 128);
+    });
+    let b_map = match b {
+        Major::K => tile_map(2, [128, 64], 128),
+        Major::Mn => tile_map(2, [64, 128], 64),
+    };
+    (k, grid(128, 32768, vec![tile_map(1, [64, 64], 64), b_map]))
+}
+
+/// Stores an accumulator of a warpgroup, row-major.
+fn store_accumulator<'c>(e: &Emit<'c>, acc: V<'c>, t: V<'c>, to: V<'c>, columns: i64) {
+    let number = |n: i64| e.iconst(I32, n);
+    let lane = e.and(t, number(31));
+    let row = e.add(e.mul_n(e.shru(t, number(5)), 16), e.shru(lane, number(2)));
+    let column = e.mul_n(e.and(lane, number(3)), 2);
+    for (i, x) in unpack(e, acc).into_iter().enumerate() {
+        let (j, h, c) = (i as i64 / 4, i as i64 / 2 % 2, i as i64 % 2);
+        let at = e.add(e.mul_n(e.add_n(row, 8 * h), columns), e.add_n(column, 8 * j + c));
+        e.store(x, e.gep(to, Elem::F32, at));
+    }
+}
+
+/// Row-major `a[m, k] b[k, n]`.
+fn plain(a: &[f32], b: &[f32], [m, n, k]: [usize; 3]) -> Vec<f32> {
+    let one = |i: usize| (0..k).map(|q| a[i / n * k + q] * b[q * n + i % n]).sum();
+    (0..m * n).map(one).collect()
+}
+
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    let rows = x.len() / columns;
+    (0..x.len()).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+/// Runs a product kernel on fixed numbers; gives the result and what it should be.
+fn multiply(a: Major, b: Major, bug: Bug) -> (Result<Vec<f32>, String>, Vec<f32>) {
+    let (x, y) = (numbers(64 * 64, 1), numbers(64 * 128, 2));
+    let (k, grid) = product(a, b, bug);
+    let lay = |v: &[f32], columns, flip: bool| bf16s(&if flip { transposed(v, columns) } else { v.to_vec() });
+    let args = [vec![0xff; 64 * 128 * 4], lay(&x, 64, a == Major::Mn), lay(&y, 128, b == Major::K)];
+    (run(&k, 1, &grid, &args).map(|got| floats(&got[0])), plain(&x, &y, [64, 128, 64]))
+}
+
+#[test]
+fn products_of_all_majors() {
+    for a in [Major::K, Major::Mn] {
+        for b in [Major::K, Major::Mn] {
+            let (got, want) = multiply(a, b, Bug::None);
+            assert_eq!(got.expect("runs"), want, "{a:?} {b:?}");
+        }
+    }
+}
+
+#[test]
+fn wrong_products_are_noticed() {
+    let expect = |bug, part: &str| match multiply(Major::K, Major::Mn, bug).0 {
+        Err(why) => assert!(why.contains(part), "{bug:?}: {why}"),
+        Ok(_) => panic!("{bug:?} is not noticed"),
+    };
+    expect(Bug::Phase, "no thread can go on");
+    expect(Bug::Count, "lacks 1 of 2 arrivals");
+    expect(Bug::ManyBytes, "8192 bytes");
+    expect(Bug::NoWait, "");
+    expect(Bug::NoFence, "without a fence");
+    expect(Bug::NoCommit, "before it has waited");
+    expect(Bug::NoProductWait, "before it has waited");
+    expect(Bug::NoBarrier, "no initialised mbarrier");
+    for bug in [Bug::Stride, Bug::FewBytes] {
+        let (got, want) = multiply(Major::K, Major::Mn, bug);
+        assert!(got.is_err() || got.is_ok_and(|got| got != want), "{bug:?} is not noticed");
+    }
+}
+
+#[test]
+fn fragments_and_stores() {
+    // D = A by TMA, through ldmatrix into registers, times B (n-major); D rounded through stmatrix and a TMA store.
+    let k = code(4, 3, 128, |e, args, maps| {
+        let smem = shared_memory(e);
+        let (at_b, bar) = (shared_at(e, smem, 8192), shared_at(e, smem, 16384));
+        let t = thread(e, 128);
+        let first = is_thread(e, t, 0);
+        let number = |n: i64| e.iconst(I32, n);
+        e.when(first, |e| {
+            mbarrier_init(e, bar, 1);
+            mbarrier_init_fence(e);
+            tma_prefetch(e, maps[0]);
+        });
+        barrier(e);
+        e.when(first, |e| {
+            mbarrier_expect(e, bar, number(16384));
+            tma_load(e, smem, maps[0], bar, &[number(0), number(0)]);
+            tma_load(e, at_b, maps[1], bar, &[number(0), number(0)]);
+        });
+        mbarrier_wait(e, bar, number(0));
+        let (warp, lane) = (e.shru(t, number(5)), e.and(t, number(31)));
+        // Address of lane l for the four tiles of 16 rows and 16 columns from column `c`: rows l % 16, columns c + 8 (l / 16).
+        let row = e.add(e.mul_n(warp, 16), e.and(lane, number(15)));
+        let at = |step: i64| {
+            let column = e.add_n(e.mul_n(e.shru(lane, number(4)), 16), 32 * step);
+            let mixed = e.xor(column, e.mul_n(e.and(row, number(7)), 16));
+            e.gep(smem, Elem::I8, e.add(e.mul_n(row, 128), mixed))
+        };
+        let bits = descriptor_bits(8192, 1024);
+        let a: Vec<[V; 4]> = (0..4).map(|step| load_matrix(e, at(step), false)).collect();
+        wgmma_fence(e);
+        let mut acc = zeros(e, 32);
+        for (step, a) in a.into_iter().enumerate() {
+            let db = descriptor(e, shared_address(e, shared_at(e, at_b, 2048 * step as i64)), bits);
+            acc = wgmma_registers(e, acc, step == 0, a, (db, Major::Mn));
+        }
+        wgmma_commit(e);
+        let acc = wgmma_wait(e, 0, &[acc])[0];
+        store_accumulator(e, acc, t, args[0], 64);
+        barrier(e);
+        let x = unpack(e, acc);
+        for step in 0..4 {
+            let p = |i: usize| pack_bf16(e, x[8 * step + 2 * i], x[8 * step + 2 * i + 1]);
+            store_matrix(e, at(step as i64), [p(0), p(1), p(2), p(3)], false);
+        }
+        async_fence(e);
+        named_barrier(e, number(1), 128);
+        e.when(first, |e| {
+            tma_store(e, maps[2], smem, &[number(0), number(0)]);
+            tma_store_commit(e);
+            tma_store_wait(e, 0, true);
+        });
+    });
+    // The matrices are smaller than their tiles: the rest reads as zero and is not written.
+    let (x, y) = (numbers(60 * 56, 3), numbers(56 * 48, 4));
+    let maps = vec![tile_map(1, [60, 56], 64), tile_map(2, [56, 48], 64), tile_map(3, [60, 48], 64)];
+    let args = [vec![0xff; 64 * 64 * 4], bf16s(&x), bf16s(&y), vec![0xff; 60 * 48 * 2]];
+    let got = run(&k, 1, &grid(128, 32768, maps), &args).expect("runs");
+    let want = plain(&x, &y, [60, 48, 56]);
+    let (wide, narrow) = (floats(&got[0]), bf16_floats(&got[3]));
+    for (i, w) in want.iter().enumerate() {
+        assert_eq!(wide[i / 48 * 64 + i % 48], *w, "{i}");
+        assert_eq!(narrow[i], half::bf16::from_f32(*w).to_f32(), "{i}");
+    }
+    assert_eq!(wide[63 * 64], 0.0);
+}
+
+#[test]
+fn warp_products() {
+    let k = code(3, 0, 32, |e, args, _| {
+        let t = thread(e, 32);
+        let (g, q) = (e.shru(t, e.iconst(I32, 2)), e.mul_n(e.and(t, e.iconst(I32, 3)), 2));
+        let pair = |matrix: usize, row: i64, k: i64| {
+            let at = e.add(e.mul_n(e.add_n(g, row), 16), e.add_n(q, k));
+            e.load(e.gep(args[matrix], Elem::Bf16, at), I32)
+        };
+        let a = [pair(0, 0, 0), pair(0, 8, 0), pair(0, 0, 8), pair(0, 8, 8)];
+        let b = [pair(1, 0, 0), pair(1, 0, 8)];
+        let c = mma(e, a, b, [e.fconst(F32, 1.0); 4]);
+        for (i, c) in c.into_iter().enumerate() {
+            let at = e.add(e.mul_n(e.add_n(g, 8 * (i as i64 / 2)), 8), e.add_n(q, i as i64 % 2));
+            e.store(c, e.gep(args[2], Elem::F32, at));
+        }
+    });
+    let (x, y) = (numbers(256, 5), numbers(128, 6));
+    let got = run(&k, 1, &grid(32, 0, vec![]), &[bf16s(&x), bf16s(&transposed(&y, 8)), vec![0; 512]]).expect("runs");
+    let want: Vec<f32> = plain(&x, &y, [16, 8, 16]).iter().map(|v| v + 1.0).collect();
+    assert_eq!(floats(&got[2]), want);
 }
