@@ -5,6 +5,8 @@
 use std::fmt;
 
 use super::block::{Block, Wait};
+use super::memory::Memory;
+use super::order::{Agent, Clock, Gathered};
 
 /// A named barrier.
 #[derive(Default)]
@@ -22,6 +24,13 @@ pub(super) struct Mbarrier {
     /// Bytes announced and not yet copied; negative if copied first.
     bytes: i64,
     phase: u64,
+    /// Who initialised it, when.
+    by: (usize, u32),
+    /// Made known to the copy engine.
+    pub(super) fenced: bool,
+    /// What arrivals have seen, and what those who wait for the last complete phase will.
+    gathered: Gathered,
+    clock: Clock,
 }
 
 impl fmt::Display for Mbarrier {
@@ -36,13 +45,6 @@ impl Mbarrier {
         self.phase & 1 != u64::from(parity)
     }
 
-    fn settle(&mut self) {
-        if self.pending == 0 && self.bytes == 0 {
-            self.phase += 1;
-            self.pending = self.expected;
-        }
-    }
-
     fn announce(&mut self, bytes: i64) -> Result<(), String> {
         self.bytes += bytes;
         if self.bytes.abs() >= 1 << 20 {
@@ -51,11 +53,9 @@ impl Mbarrier {
         Ok(())
     }
 
-    /// Completes `bytes` of copies.
-    pub(super) fn complete(&mut self, bytes: usize) -> Result<(), String> {
-        self.announce(-(bytes as i64))?;
-        self.settle();
-        Ok(())
+    /// The number of the phase that loads started now complete.
+    pub(super) fn phase(&self) -> u32 {
+        self.phase as u32 + 1
     }
 }
 
@@ -83,14 +83,16 @@ impl Block {
             if let Some(warp) = lanes.iter().position(|&n| n != 0 && n != 32) {
                 return Err(format!("barrier {id} is full with only {} lanes of warp {warp}", lanes[warp]));
             }
-            b.arrived.clear();
+            let arrived = std::mem::take(&mut b.arrived);
             b.generation += 1;
+            self.order.meet(arrived.iter().copied());
         }
         Ok(Wait::Barrier { id, generation })
     }
 
-    /// Arrives at the warp's meeting point with values to exchange. Gives the generation whose values to read after the wait.
-    pub(super) fn meet(&mut self, values: &[u64]) -> Result<(Wait, usize), String> {
+    /// Arrives at the warp's meeting point with values to exchange; orders memory only if it is a barrier. Gives where to read the values after
+    /// the wait.
+    pub(super) fn meet(&mut self, values: &[u64], barrier: bool) -> Result<(Wait, usize), String> {
         let (warp, lane) = (self.current / 32, self.current % 32);
         let site = self.threads[self.current].site;
         let w = &mut self.warps[warp];
@@ -108,6 +110,9 @@ impl Block {
         if w.arrived == u32::MAX {
             w.arrived = 0;
             w.generation += 1;
+            if barrier {
+                self.order.meet(32 * warp..32 * warp + 32);
+            }
         }
         Ok((Wait::Warp { generation }, buffer))
     }
@@ -121,7 +126,16 @@ impl Block {
             return Err("the mbarrier is already initialised".into());
         }
         self.memory.reserve(at);
-        self.mbarriers.insert(at, Mbarrier { expected, pending: expected, bytes: 0, phase: 0 });
+        let by = (self.current, self.order.now(self.current));
+        let (gathered, clock) = (Gathered::default(), Clock::default());
+        let m = Mbarrier { expected, pending: expected, bytes: 0, phase: 0, by, fenced: false, gathered, clock };
+        self.mbarriers.insert(at, m);
+        Ok(())
+    }
+
+    /// Makes the mbarriers of this thread known to the copy engine.
+    pub(super) fn mbarrier_init_fence(&mut self) -> Result<(), String> {
+        self.mbarriers.values_mut().filter(|m| m.by.0 == self.current).for_each(|m| m.fenced = true);
         Ok(())
     }
 
@@ -129,17 +143,17 @@ impl Block {
     pub(super) fn mbarrier(&mut self, pointer: usize) -> Result<(u32, &mut Mbarrier), String> {
         let at = self.memory.shared(pointer, 8, 8)?;
         match self.mbarriers.get_mut(&at) {
+            Some(m) if !self.order.knows(self.current, m.by.0, m.by.1) => {
+                Err(format!("uses the mbarrier at {}, initialised with no barrier between", Memory::offset(at)))
+            }
             Some(m) => Ok((at, m)),
-            None => Err(format!(
-                "there is no initialised mbarrier at shared memory + {}",
-                super::memory::Memory::offset(at)
-            )),
+            None => Err(format!("there is no initialised mbarrier at shared memory + {}", Memory::offset(at))),
         }
     }
 
     /// One arrival, announcing `bytes` of copies.
     pub(super) fn mbarrier_arrive(&mut self, pointer: usize, bytes: i32) -> Result<(), String> {
-        let (_, m) = self.mbarrier(pointer)?;
+        let (at, m) = self.mbarrier(pointer)?;
         if bytes < 0 {
             return Err(format!("{bytes} bytes are announced"));
         }
@@ -147,7 +161,35 @@ impl Block {
         let full = m.to_string();
         m.pending =
             m.pending.checked_sub(1).ok_or_else(|| format!("the mbarrier has all its arrivals already: {full}"))?;
-        m.settle();
+        if let Some(m) = self.mbarriers.get_mut(&at) {
+            self.order.release(self.current, &mut m.gathered);
+        }
+        self.settle(at);
+        Ok(())
+    }
+
+    /// `bytes` of copies are complete.
+    pub(super) fn mbarrier_complete(&mut self, at: u32, bytes: usize) -> Result<(), String> {
+        let m = self.mbarriers.get_mut(&at).ok_or("the mbarrier of a load is gone")?;
+        m.announce(-(bytes as i64))?;
+        self.settle(at);
+        Ok(())
+    }
+
+    /// Begins the next phase if the current one is complete.
+    fn settle(&mut self, at: u32) {
+        let Some(m) = self.mbarriers.get_mut(&at).filter(|m| m.pending == 0 && m.bytes == 0) else { return };
+        m.clock = m.gathered.finish(&mut self.order, Agent::Loads(at), m.phase());
+        m.phase += 1;
+        m.pending = m.expected;
+    }
+
+    /// After the wait: the thread sees what the phase's arrivals and loads did.
+    pub(super) fn mbarrier_waited(&mut self, wait: Wait) -> Result<(), String> {
+        let Wait::Mbarrier { at, .. } = wait else { return Ok(()) };
+        if let Some(m) = self.mbarriers.get(&at) {
+            self.order.acquire(self.current, &m.clock);
+        }
         Ok(())
     }
 

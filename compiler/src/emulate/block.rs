@@ -15,6 +15,7 @@ use super::barrier::{Barrier, Mbarrier};
 use super::copy::Copies;
 use super::lower::REGISTERS;
 use super::memory::Memory;
+use super::order::Order;
 use super::product::Products;
 
 /// Bytes of a fiber's stack. Kernels keep at most a few kilobytes of spilled registers there.
@@ -99,6 +100,7 @@ pub(super) struct Block {
     pub(super) barriers: Vec<Barrier>,
     pub(super) mbarriers: BTreeMap<u32, Mbarrier>,
     pub(super) copies: Copies,
+    pub(super) order: Order,
     pub(super) products: Vec<Products>,
     /// Registers per thread of each warpgroup.
     pub(super) allotted: Vec<u32>,
@@ -155,6 +157,7 @@ impl Block {
         let thread = |_| Thread { wait: Wait::No, site: 0, done: false, yielder: std::ptr::null() };
         let warp = |_| Warp { generation: 0, arrived: 0, site: 0, values: [[[0; 10]; 32]; 2] };
         let groups = threads.div_ceil(128);
+        let order = Order::new(threads, memory.shared_bytes());
         Block {
             index,
             mode,
@@ -166,6 +169,7 @@ impl Block {
             barriers: (0..16).map(|_| Barrier::default()).collect(),
             mbarriers: BTreeMap::new(),
             copies: Copies::new(threads),
+            order,
             products: (0..groups).map(|_| Products::default()).collect(),
             allotted: vec![(65536 / threads as u32 / 8 * 8).min(256); groups],
             registers: vec![[0; REGISTERS]; threads],

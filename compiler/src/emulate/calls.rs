@@ -127,9 +127,9 @@ extern "C" fn emu_named_barrier(id: i32, threads: i32, site: i32) {
 }
 
 /// Exchanges a value with the warp; gives all lanes' values.
-fn exchange(value: u32, mask: i32, site: i32) -> [u32; 32] {
+fn exchange(value: u32, mask: i32, barrier: bool, site: i32) -> [u32; 32] {
     let (wait, buffer) = attempt(site, |b| match mask {
-        -1 => b.meet(&[value.into()]),
+        -1 => b.meet(&[value.into()], barrier),
         _ => Err(format!("lanes {mask:#x} of a warp instead of all")),
     });
     wait_for(wait);
@@ -137,18 +137,18 @@ fn exchange(value: u32, mask: i32, site: i32) -> [u32; 32] {
 }
 
 extern "C" fn emu_warp_barrier(mask: i32, site: i32) {
-    exchange(0, mask, site);
+    exchange(0, mask, true, site);
 }
 
 fn shuffle_xor(mask: i32, value: u32, by: i32, clamp: i32, site: i32) -> u32 {
     attempt(site, |_| check_shuffle(by, clamp));
-    let all = exchange(value, mask, site);
+    let all = exchange(value, mask, false, site);
     all[with(|b| b.current % 32) ^ by as usize]
 }
 
 fn shuffle_from(mask: i32, value: u32, from: i32, clamp: i32, site: i32) -> u32 {
     attempt(site, |_| check_shuffle(from, clamp));
-    exchange(value, mask, site)[from as usize]
+    exchange(value, mask, false, site)[from as usize]
 }
 
 fn check_shuffle(lane: i32, clamp: i32) -> Result<(), String> {
@@ -195,6 +195,7 @@ extern "C" fn emu_mbarrier_expect(at: usize, bytes: i32, site: i32) {
 extern "C" fn emu_mbarrier_wait(at: usize, parity: i32, site: i32) {
     let wait = attempt(site, |b| b.mbarrier_wait(at, parity));
     wait_for(wait);
+    attempt(site, |b| b.mbarrier_waited(wait));
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -301,7 +302,7 @@ extern "C" fn emu_wgmma_registers(
 fn store_matrix(at: usize, parts: [u32; 4], transposed: bool, site: i32) {
     let [p, q, r, s] = parts.map(u64::from);
     let wait = attempt(site, |b| {
-        let (wait, buffer) = b.meet(&[at as u64, p, q, r, s])?;
+        let (wait, buffer) = b.meet(&[at as u64, p, q, r, s], false)?;
         b.store_matrices(buffer, transposed)?;
         Ok(wait)
     });
@@ -317,7 +318,7 @@ extern "C" fn emu_store_matrix_t(at: usize, a: u32, b: u32, c: u32, d: u32, site
 }
 
 fn load_matrix(at: usize, transposed: bool, site: i32) {
-    let (wait, buffer) = attempt(site, |b| b.meet(&[at as u64]));
+    let (wait, buffer) = attempt(site, |b| b.meet(&[at as u64], false));
     wait_for(wait);
     attempt(site, |b| b.load_matrices(buffer, transposed));
 }
@@ -335,7 +336,7 @@ extern "C" fn emu_mma(_: usize, site: i32) {
         let mut values = [0u64; 10];
         let registers = &b.registers[b.current];
         values.iter_mut().zip(registers).for_each(|(v, &r)| *v = r.into());
-        b.meet(&values)
+        b.meet(&values, false)
     });
     wait_for(wait);
     with(|b| b.multiply_fragments(buffer));

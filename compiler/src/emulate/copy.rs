@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use golf_runtime::plan::TensorMap;
 
 use super::block::Block;
-use super::memory::Memory;
+use super::order::Agent;
 
 /// A tensor map whose tensor has been found in memory. Kernels pass its address around and never look inside.
 pub(super) struct Map {
@@ -87,7 +87,6 @@ pub(super) struct Copy {
     map: *const Map,
     shared: u32,
     at: [i32; 5],
-    thread: usize,
     site: usize,
 }
 
@@ -98,11 +97,18 @@ pub(super) struct Copies {
     /// Stores of each thread: those since its last commit, and the groups before.
     open: Vec<Vec<Copy>>,
     groups: Vec<VecDeque<Vec<Copy>>>,
+    /// Number of groups of each thread so far.
+    committed: Vec<u32>,
 }
 
 impl Copies {
     pub(super) fn new(threads: usize) -> Copies {
-        Copies { loads: vec![], open: vec![vec![]; threads], groups: vec![VecDeque::new(); threads] }
+        Copies {
+            loads: vec![],
+            open: vec![vec![]; threads],
+            groups: vec![VecDeque::new(); threads],
+            committed: vec![0; threads],
+        }
     }
 
     /// Number of loads that have not run.
@@ -136,13 +142,20 @@ impl Block {
         if (rank as usize) < used || at[rank as usize..].iter().any(|&c| c != 0) {
             return Err(format!("{rank} coordinates for tensor map {} of {used} dimensions", m.number));
         }
-        Ok(Copy { map, shared, at, thread: self.current, site: self.threads[self.current].site })
+        Ok(Copy { map, shared, at, site: self.threads[self.current].site })
     }
 
     /// Starts a load.
     pub(super) fn load(&mut self, to: usize, map: usize, bar: usize, rank: i32, at: [i32; 5]) -> Result<(), String> {
         let copy = self.new_copy(map, to, rank, at)?;
-        let (bar, _) = self.mbarrier(bar)?;
+        let (bar, m) = self.mbarrier(bar)?;
+        if !m.fenced {
+            return Err("a load on an mbarrier that no fence has made known to the copy engine".into());
+        }
+        let by = (Agent::Loads(bar), m.phase());
+        // SAFETY: see `new_copy`.
+        let bytes = unsafe { (*copy.map).bytes() };
+        self.order.write_async(self.current, by, copy.shared, bytes as u32, copy.site)?;
         self.copies.loads.push((copy, bar));
         if self.mode.lazy { Ok(()) } else { self.finish_load(self.copies.loads.len() - 1) }
     }
@@ -150,34 +163,19 @@ impl Block {
     /// Runs a load that was started.
     pub(super) fn finish_load(&mut self, number: usize) -> Result<(), String> {
         let (copy, bar) = self.copies.loads.remove(number);
-        // SAFETY: see `new_copy`.
-        let map = unsafe { &*copy.map };
-        self.written_by_copy(&copy, map.bytes())?;
         self.run_copy(&copy, true)?;
-        let bytes = map.bytes();
-        match self.mbarriers.get_mut(&bar) {
-            Some(m) => m.complete(bytes),
-            None => Err("the mbarrier of a load is gone".into()),
-        }
-    }
-
-    fn written_by_copy(&mut self, copy: &Copy, bytes: usize) -> Result<(), String> {
-        for products in &self.products {
-            if let Some(site) = products.reads(copy.shared, bytes as u32) {
-                return Err(format!(
-                    "the load of operation {} (thread {}) overwrites shared memory + {} while the product of operation {site} may still read it",
-                    copy.site,
-                    copy.thread,
-                    Memory::offset(copy.shared)
-                ));
-            }
-        }
-        Ok(())
+        // SAFETY: see `new_copy`.
+        let bytes = unsafe { (*copy.map).bytes() };
+        self.mbarrier_complete(bar, bytes)
     }
 
     /// Starts a store.
     pub(super) fn store(&mut self, map: usize, from: usize, rank: i32, at: [i32; 5]) -> Result<(), String> {
         let copy = self.new_copy(map, from, rank, at)?;
+        // SAFETY: see `new_copy`.
+        let bytes = unsafe { (*copy.map).bytes() };
+        let by = (Agent::Stores(self.current), self.copies.committed[self.current] + 1);
+        self.order.read_async(self.current, by, copy.shared, bytes as u32, copy.site)?;
         if !self.mode.lazy {
             self.run_copy(&copy, false)?;
         }
@@ -189,6 +187,7 @@ impl Block {
     pub(super) fn commit_stores(&mut self) {
         let group = std::mem::take(&mut self.copies.open[self.current]);
         self.copies.groups[self.current].push_back(group);
+        self.copies.committed[self.current] += 1;
     }
 
     /// Completes all but the last `pending` groups of the thread.
@@ -199,6 +198,8 @@ impl Block {
                 group.iter().try_for_each(|copy| self.run_copy(copy, false))?;
             }
         }
+        let read = self.copies.committed[self.current] - self.copies.groups[self.current].len() as u32;
+        self.order.acquire_agent(self.current, Agent::Stores(self.current), read);
         Ok(())
     }
 

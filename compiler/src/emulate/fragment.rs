@@ -104,25 +104,15 @@ impl Block {
         }
     }
 
-    /// Notes an access of shared memory by a thread.
-    pub(super) fn shared_access(&mut self, _thread: usize, at: u32, bytes: u32, write: bool) -> Result<(), String> {
-        if write {
-            for products in &self.products {
-                if let Some(site) = products.reads(at, bytes) {
-                    return Err(format!("writes what the product of operation {site} may still read"));
-                }
-            }
-        }
-        Ok(())
+    /// Notes an ordinary access of shared memory by a thread.
+    pub(super) fn shared_access(&mut self, thread: usize, at: u32, bytes: u32, write: bool) -> Result<(), String> {
+        let site = self.threads[thread].site;
+        if write { self.order.write(thread, at, bytes, site) } else { self.order.read(thread, at, bytes, site) }
     }
 
     /// Makes this thread's writes visible to copies and products.
     pub(super) fn async_fence(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-
-    /// Makes mbarriers visible to copies.
-    pub(super) fn mbarrier_init_fence(&mut self) -> Result<(), String> {
+        self.order.fence(self.current);
         Ok(())
     }
 }

@@ -93,7 +93,7 @@ impl From<Report> for String {
 pub fn text(kernel: &Kernel) -> Result<String, String> {
     let context = passes::context();
     let unit = Unit::new(&context, Tier::Sm90a);
-    gpu::emit(&unit, kernel)?;
+    gpu::emit(&unit, &kernel.code())?;
     let module = unit.module();
     passes::verify(&context, &module)?;
     print(&module)
@@ -137,8 +137,9 @@ impl Code {
     pub fn run(&self, kernel: &Kernel, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
         let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
         buffers.extend(crate::kernel::gpu::temps(kernel).iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
+        let code = kernel.code();
         for launch in &crate::kernel::gpu::launches(kernel) {
-            let symbol = gpu::symbol(kernel, launch.entry);
+            let symbol = gpu::symbol(&code, launch.entry);
             self.launch(&symbol, launch, args.len(), &mut buffers, options)?;
         }
         for (arg, buffer) in args.iter_mut().zip(&buffers) {

@@ -78,6 +78,11 @@ impl Memory {
         self.base + RESERVED as usize
     }
 
+    /// Bytes of the launch's shared memory.
+    pub(super) fn shared_bytes(&self) -> u32 {
+        self.shared
+    }
+
     /// Address of offset 0.
     pub(super) fn window(&self) -> usize {
         self.base

@@ -15,16 +15,19 @@
 mod barrier;
 mod block;
 mod calls;
+pub mod check;
 mod copy;
 mod fragment;
 pub mod launch;
 pub mod lower;
 mod memory;
 mod multiply;
+mod order;
 mod product;
 pub mod text;
 
 #[cfg(test)]
 mod tests;
 
+pub use check::{check, check_program};
 pub use launch::{Code, Options, Report, run};

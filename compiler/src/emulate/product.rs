@@ -13,6 +13,7 @@ use super::copy::swizzle;
 use super::lower::{A_MN, B_MN, REGISTERS, ZERO};
 use super::memory::Memory;
 use super::multiply;
+use super::order::Agent;
 
 /// Threads of a warpgroup.
 const GROUP: usize = 128;
@@ -58,8 +59,6 @@ struct Product {
     /// A in registers, row by row.
     left: Vec<f32>,
     done: bool,
-    /// Parts of shared memory that it reads: first offset and bytes.
-    reads: Vec<(u32, u32)>,
     /// Threads that have taken the result.
     taken: usize,
 }
@@ -70,8 +69,6 @@ pub(super) struct Products {
     /// In the order of issue, the first of them number `first`.
     queue: VecDeque<Product>,
     first: u64,
-    /// Products before this number have been waited for by some thread.
-    run_by_wait: u64,
     /// Products before this number have run.
     run: u64,
     threads: Vec<Issuer>,
@@ -93,13 +90,6 @@ impl Products {
     /// Whether all threads have issued the products before a number.
     pub(super) fn issued_by_all(&self, before: u64) -> bool {
         self.threads.len() == GROUP && self.threads.iter().all(|t| t.next >= before)
-    }
-
-    /// A product not yet run, or not yet waited for, that reads part of a range: its operation.
-    pub(super) fn reads(&self, at: u32, bytes: u32) -> Option<usize> {
-        let pending = self.queue.iter().enumerate().filter(|(i, _)| self.first + *i as u64 >= self.run_by_wait);
-        let overlaps = |p: &&Product| p.reads.iter().any(|&(start, n)| start < at + bytes && at < start + n);
-        pending.map(|(_, p)| p).find(overlaps).map(|p| p.site)
     }
 
     /// That every product has been waited for.
@@ -214,7 +204,6 @@ impl Block {
         }
         if number == products.first + products.queue.len() as u64 {
             let (sum, left) = (vec![0.0; if zero || after.is_some() { 0 } else { 64 * n }], vec![]);
-            let reads = vec![];
             products.queue.push_back(Product {
                 site,
                 a,
@@ -226,7 +215,6 @@ impl Block {
                 sum,
                 left,
                 done: false,
-                reads,
                 taken: 0,
             });
             if fragment.is_some() {
@@ -259,13 +247,29 @@ impl Block {
             let (n, a, b) = (p.n, p.a, p.b);
             let mut reads = self.parts(a, 64)?;
             reads.extend(self.parts(b, n)?);
-            self.products[group].get(number).expect("still there").reads = reads;
+            self.note_operands(group, number, &reads)?;
             if !self.mode.lazy {
                 self.run_products(group, number + 1)?;
             }
         }
         for e in 0..count {
             self.registers[current][e] = mark(number, e);
+        }
+        Ok(())
+    }
+
+    /// Every warp of the warpgroup must have seen what wrote the operands.
+    fn note_operands(&mut self, group: usize, number: u64, reads: &[(u32, u32)]) -> Result<(), String> {
+        let by = (Agent::Products(group), number as u32 + 1);
+        let site = self.threads[self.current].site;
+        let first = group * GROUP;
+        for warp in (0..4).map(|w| first + 32 * w) {
+            if warp != first && self.order.same_view(first, warp) {
+                continue;
+            }
+            for &(at, bytes) in reads {
+                self.order.read_async(warp, by, at, bytes, site)?;
+            }
         }
         Ok(())
     }
@@ -297,7 +301,7 @@ impl Block {
         let (group, lane) = self.warpgroup()?;
         self.run_products(group, before)?;
         let products = &mut self.products[group];
-        products.run_by_wait = products.run_by_wait.max(before);
+        self.order.acquire_agent(self.current, Agent::Products(group), before as u32);
         let waited = products.thread(lane).waited;
         let mut e = 0;
         while e < count.min(REGISTERS) {

@@ -284,11 +284,11 @@ fn wrong_products_are_noticed() {
     expect(Bug::Phase, "no thread can go on");
     expect(Bug::Count, "lacks 1 of 2 arrivals");
     expect(Bug::ManyBytes, "8192 bytes");
-    expect(Bug::NoWait, "");
+    expect(Bug::NoWait, "with nothing to order the two");
     expect(Bug::NoFence, "without a fence");
     expect(Bug::NoCommit, "before it has waited");
     expect(Bug::NoProductWait, "before it has waited");
-    expect(Bug::NoBarrier, "no initialised mbarrier");
+    expect(Bug::NoBarrier, "initialised");
     for bug in [Bug::Stride, Bug::FewBytes] {
         let (got, want) = multiply(Major::K, Major::Mn, bug);
         assert!(got.is_err() || got.is_ok_and(|got| got != want), "{bug:?} is not noticed");
