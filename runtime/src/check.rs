@@ -7,8 +7,12 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    Buffer, Builtin, DType, GraphPlan, HostExpr, HostOp, Init, PLAN_VERSION, Place, Program, Segment, Variant,
+    Buffer, Builtin, Call, DType, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place, Program, Segment,
+    Variant,
 };
+
+/// Dynamic shared memory of a block at most, bytes: Hopper's.
+const MOST_SHARED: u32 = 227 << 10;
 
 fn bad<T>(what: impl std::fmt::Display) -> Result<T> {
     Err(Error::input(format!("the plan inside this executable is damaged: {what}")))
@@ -157,6 +161,9 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
         let Some(kernel) = v.kernels.get(call.kernel as usize) else {
             return bad(format!("{} calls kernel {} of {}", g.name, call.kernel, v.kernels.len()));
         };
+        if v.device != "cpu" {
+            gpu_call(v, call, &kernel.symbol, kernel.gpu.as_ref().filter(|_| kernel.builtin.is_none()), g.scratch)?;
+        }
         let inside = |p: &Place| p.offset <= segment_bytes(v, p.segment, g.scratch);
         if !call.args.iter().all(inside) {
             return bad(format!("{} passes {} memory outside its segment", g.name, kernel.symbol));
@@ -176,6 +183,46 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
             {
                 return bad(format!("{}: a quantile's sizes do not fit", g.name));
             }
+        }
+    }
+    Ok(())
+}
+
+/// A launch as the driver will take it: a grid, code, and tensor maps that the bulk copy engine can use.
+fn gpu_call(v: &Variant, call: &Call, symbol: &str, grid: Option<&Grid>, scratch: u64) -> Result<()> {
+    let Some(grid) = grid else { return bad(format!("{symbol} cannot run on a GPU")) };
+    if grid.module as usize >= v.modules.len() || call.tasks == 0 || call.tasks > i32::MAX as u32 {
+        return bad(format!("{symbol} has no code or no blocks"));
+    }
+    if !(1..=1024).contains(&grid.threads) || grid.shared > MOST_SHARED {
+        return bad(format!("{symbol} has {} threads and {} bytes of shared memory", grid.threads, grid.shared));
+    }
+    for m in &grid.maps {
+        let Some(place) = call.args.get(m.arg as usize) else {
+            return bad(format!("{symbol} maps argument {} of {}", m.arg, call.args.len()));
+        };
+        let (rank, bytes) = (m.dims.len(), m.dtype.bytes() as u64);
+        let row = u64::from(m.tile.first().copied().unwrap_or(0)) * bytes;
+        let last = m.dims.iter().skip(1).zip(&m.strides).try_fold(0u64, |sum, (&d, &s)| {
+            d.checked_sub(1).and_then(|d| d.checked_mul(s)).and_then(|x| x.checked_add(sum))
+        });
+        let first = place.offset.checked_add(m.offset);
+        let row_end = m.dims.first().and_then(|d| d.checked_mul(bytes));
+        let end = first.zip(last).zip(row_end).and_then(|((a, b), c)| a.checked_add(b)?.checked_add(c));
+        let fits = matches!(m.dtype, DType::F32 | DType::Bf16)
+            && (1..=5).contains(&rank)
+            && m.strides.len() + 1 == rank
+            && m.tile.len() == rank
+            && m.dims.iter().all(|&d| (1..=1 << 32).contains(&d))
+            && m.strides.iter().all(|&s| s % 16 == 0 && s < 1 << 40)
+            && m.tile.iter().all(|t| (1..=256).contains(t))
+            && row % 16 == 0
+            && [0, 32, 64, 128].contains(&m.swizzle)
+            && (m.swizzle == 0 || row <= u64::from(m.swizzle))
+            && first.is_some_and(|a| a % 16 == 0)
+            && end.is_some_and(|end| end <= segment_bytes(v, place.segment, scratch));
+        if !fits {
+            return bad(format!("{symbol} at {place:?}: the bulk copy engine cannot use {m:?}"));
         }
     }
     Ok(())

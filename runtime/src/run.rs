@@ -105,7 +105,7 @@ impl Run {
         let params = self.session.params();
         let heads: Vec<_> = params.iter().map(|b| (b.name.clone(), Entry::new(Dtype::F32, &b.shape))).collect();
         save(path, "weights", &self.faults, &heads, &mut |i, out| {
-            let values = self.session.read_f32(&params[i]);
+            let values = self.session.read_f32(&params[i])?;
             out.write_all(bytemuck::cast_slice(&values)).map_err(|e| Error::io(path, e))
         })
     }

@@ -71,11 +71,11 @@ fn nll(run: &mut Run, val: &ValStream, count: u64) -> Result<f64> {
         for i in 0..n {
             (x[i], y[i]) = (i32::from(stream[i]), i32::from(stream[i + 1]));
         }
-        run.session.write_i32(&tokens, &x);
-        run.session.write_i32(&targets, &y);
-        run.session.run(graph);
+        run.session.write_i32(&tokens, &x)?;
+        run.session.write_i32(&targets, &y)?;
+        run.session.run(graph)?;
         let wanted = n.min((count - first) as usize);
-        sum = run.session.read_f32(&out)[..wanted].iter().fold(sum, |s, &l| s + f64::from(l));
+        sum = run.session.read_f32(&out)?[..wanted].iter().fold(sum, |s, &l| s + f64::from(l));
         first += n as u64;
     }
     if !sum.is_finite() {

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::eval::command as evaluation;
-use crate::exec::Options;
+use crate::exec::{Device, Options};
 use crate::quant::command as packing;
 use crate::run::Mode;
 use crate::train::{ClockRequest, Request};
@@ -131,7 +131,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// auto, cpu, or cuda:0
+    /// auto (a GPU if this program has code for one that is here), cpu, or cuda:0
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// CPU kind to run, e.g. cpu-v3 [default: the best this CPU has]
@@ -149,20 +149,24 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Error: a device this program holds no code for.
+    /// Error (usage): no device of that name.
     pub fn options(&self) -> Result<Options> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(Options {
-                precision: self.precision.clone(),
-                isa: self.isa.clone(),
-                threads: self.threads,
-                memory: self.memory,
-            }),
-            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => Err(Error::machine(format!(
-                "--device {cuda}: this program holds no CUDA code; --device cpu runs it here"
-            ))),
-            other => Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
-        }
+        let device = match self.device.as_str() {
+            "auto" => Device::Auto,
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(0),
+            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => Device::Cuda(n),
+                None => return Err(Error::usage(format!("--device {other}: expected auto, cpu or cuda:N"))),
+            },
+        };
+        Ok(Options {
+            device,
+            precision: self.precision.clone(),
+            isa: self.isa.clone(),
+            threads: self.threads,
+            memory: self.memory,
+        })
     }
 }
 

@@ -84,11 +84,11 @@ pub fn probe(mut session: Session, request: &ProbeArgs, faults: &Faults) -> Resu
             output::line(&format!("loss {loss:.6} over {count} targets"))?;
             out.push(("loss".to_string(), vec![], Tensor::F32(vec![loss as f32])));
             out.push(("nll".to_string(), vec![tokens.rows, tokens.seq], Tensor::F32(nll)));
-            gradients(&session, &mut out);
+            gradients(&session, &mut out)?;
         }
         if request.steps.unwrap_or(0) > 0 {
             // A program of several logical shards sees the batch as that many equal shards.
-            session.zero_totals();
+            session.zero_totals()?;
             let mut norm = None;
             for _ in 0..session.code().program.train.ranks {
                 norm = stepper.close_shard(&mut session)?;
@@ -100,18 +100,22 @@ pub fn probe(mut session: Session, request: &ProbeArgs, faults: &Faults) -> Resu
         out.push(("losses".into(), vec![losses.len()], Tensor::F32(losses)));
         out.push(("grad_norms".into(), vec![norms.len()], Tensor::F32(norms)));
         for b in session.params() {
-            out.push((format!("param.{}", b.name), b.shape.clone(), Tensor::F32(session.read_f32(&b))));
+            out.push((format!("param.{}", b.name), b.shape.clone(), Tensor::F32(session.read_f32(&b)?)));
         }
     }
     save_all(&request.out, "probe", faults, &out)
 }
 
-fn gradients(session: &Session, out: &mut Vec<(String, Vec<usize>, Tensor)>) {
+fn gradients(session: &Session, out: &mut Vec<(String, Vec<usize>, Tensor)>) -> Result<()> {
     for b in session.params() {
         let name = format!("grad.{}", b.name);
-        let values = session.buffer(&name).map_or_else(|_| vec![0.0; b.numel()], |g| session.read_f32(&g));
+        let values = match session.buffer(&name) {
+            Ok(g) => session.read_f32(&g)?,
+            Err(_) => vec![0.0; b.numel()],
+        };
         out.push((name, b.shape.clone(), Tensor::F32(values)));
     }
+    Ok(())
 }
 
 /// Optimiser states as training finds them (averages that start from the weights are not used here).

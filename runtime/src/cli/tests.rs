@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::device::cuda::fake::Library;
 use crate::device::toy::{self, Toy};
 use crate::safetensors::{Reader, Tensor, save_all};
 
@@ -13,7 +14,8 @@ fn child() {
     if let Ok(args) = std::env::var("GOLF_TEST_ARGS") {
         let args = std::iter::once("run").chain(args.split('\n').filter(|a| !a.is_empty())).map(Into::into).collect();
         let ranks = std::env::var("GOLF_TEST_RANKS").map_or(2, |r| r.parse().unwrap());
-        std::process::exit(super::main(args, || toy::load(&Toy { ranks, limit: Some(64), ..Toy::default() })));
+        let gpu = std::env::var_os("GOLF_LIBCUDA").is_some();
+        std::process::exit(super::main(args, || toy::load(&Toy { ranks, limit: Some(64), gpu, ..Toy::default() })));
     }
 }
 
@@ -41,6 +43,11 @@ impl Dir {
 
     fn run(&self, args: &str) -> (i32, String, String) {
         finish(self.command(args, None).output().unwrap())
+    }
+
+    /// With GPU code in the program and this driver.
+    fn gpu(&self, driver: &str, args: &str) -> (i32, String, String) {
+        finish(self.command(args, None).env("GOLF_LIBCUDA", driver).output().unwrap())
     }
 }
 
@@ -94,7 +101,9 @@ fn exit_codes_of_bad_requests() {
         ("train --data . --out o --isa sm_90a", 2, "holds code for cpu-v3"),
         ("train --data . --out o --precision f64", 2, "compiled for bf16, f32"),
         ("train --data . --out o --device tpu", 2, "expected auto, cpu or cuda"),
-        ("train --data . --out o --device cuda:0", 3, "no CUDA code"),
+        ("train --data . --out o --device cuda:0", 3, "no code for a GPU"),
+        ("train --data . --out o --device cuda:x", 2, "expected auto, cpu or cuda"),
+        ("pack --out o --device cuda:0", 2, "packing runs on the CPU"),
         ("train --data . --out o --memory 1MB", 3, "0.01 GB"),
         ("train --data gone --out o", 1, "gone: no such file"),
         ("train --data . --out o --clock gone", 1, "gone: no such file"),
@@ -349,4 +358,71 @@ fn overwrite(path: &Path, at: usize, with: &[u8]) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at..at + with.len()].copy_from_slice(with);
     std::fs::write(path, bytes).unwrap();
+}
+
+/// The whole job on the fake GPU, whose kernels are the CPU's: the same bits, and a checkpoint that goes from one to the other.
+#[test]
+fn a_gpu_does_the_whole_job() {
+    let (dir, library) = (Dir::new(), Library::new(&[]));
+    let (driver, all) = (library.name(), "all --data . --seed 3 --steps 6 --checkpoint-every 0");
+    for (flags, kind) in [("--device cuda:0", "sm_90a"), ("--device auto", "sm_90a"), ("--device cpu", "cpu-")] {
+        let out = kind.trim_end_matches('-');
+        let (code, text, err) = dir.gpu(driver, &format!("{all} {flags} --out {out} --overwrite"));
+        assert!(code == 0 && text.contains(&format!("seed 3 · {kind}")) && err.is_empty(), "{flags}: {text}{err}");
+    }
+    assert_eq!(dir.gpu(driver, "verify --out sm_90a --data . --replay").0, 0);
+    for file in ["weights.safetensors", "artifact.golfa", "nll.f32", "checkpoint/step-00000006/state.bin"] {
+        let read = |out: &str| std::fs::read(dir.path(out).join(file)).unwrap();
+        assert!(read("sm_90a") == read("cpu"), "{file}");
+    }
+    let (code, text, err) = dir.gpu(driver, "bench --steps 2 --json --device cuda:0");
+    assert!(code == 0 && text.contains("\"device_memory_bytes\":2"), "{text}{err}");
+    let v: serde_json::Value = serde_json::from_str(text.lines().rev().find(|l| l.starts_with('{')).unwrap()).unwrap();
+    // Half a millisecond a call by the fake's clock: 4 micro-batches, 2 shards of 3 calls, 1 update.
+    assert_eq!((v["families"]["row"]["ms"].as_f64(), v["families"]["row"]["calls"].as_f64()), (Some(5.5), Some(11.0)));
+    assert_eq!(v["machine"].as_str(), Some("Fake H100, driver for CUDA 12.8"));
+
+    // Begun on the GPU, gone on with on the CPU: only when told.
+    let train = |more: &str| dir.gpu(driver, &format!("{TRAIN} --steps 12 --out o {more}"));
+    let (code, _, err) = finish(
+        dir.command(&format!("{TRAIN} --steps 12 --out o --device cuda:0"), Some("kill:step:5"))
+            .env("GOLF_LIBCUDA", driver)
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(code, 137, "{err}");
+    let (code, _, err) = train("--device cpu --resume");
+    assert!(code == 1 && err.contains("was computed on sm_90a, this is cpu-"), "{err}");
+    let (code, text, err) = train("--device cpu --resume --allow-device-change");
+    assert!(code == 0 && text.contains("resumed:step 5 attempt:"), "{text}{err}");
+}
+
+#[test]
+fn a_gpu_that_cannot_do_it_is_an_error_when_asked_for_and_passed_over_otherwise() {
+    let dir = Dir::new();
+    let go = |options: &[&str], args: &str| {
+        dir.gpu(Library::new(options).name(), &format!("train --data . --out o --overwrite --steps 2 {args}"))
+    };
+    for (options, words) in [
+        (&["-DDEVICES=0"][..], "finds no GPU"),
+        (&["-DMAJOR=8", "-DMINOR=6"], "code for sm_90a; the device (Fake H100) is sm_86"),
+        (&["-DMEMORY=1000000"], "out of memory on Fake H100: 2.5 MB needed (parameters and optimiser state"),
+        (&["-DVERSION=12060"], "(PTX 8.6) needs 12.7 or newer"),
+        (&["-DFAIL=\"norm\""], "an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)"),
+    ] {
+        let (code, _, err) = go(options, "--device cuda:0");
+        assert!(code == 3 && err.contains(words), "{options:?}: {code} {err}");
+    }
+    let (code, out, err) = go(&["-DDEVICES=0"], "");
+    assert!(
+        code == 0 && out.contains("seed 1337 · cpu-") && err.contains("on the CPU: the NVIDIA driver finds no GPU"),
+        "{out}{err}"
+    );
+    let (code, _, err) = go(&[], "--device cuda:0 --isa cpu-v3");
+    assert!(code == 2 && err.contains("one of them"), "{err}");
+    // The name of the kernel that fails.
+    let library = Library::new(&["-DFAIL=\"norm\""]);
+    let mut command = dir.command("train --data . --out o --overwrite --steps 2 --device cuda:0", None);
+    let (code, _, err) = finish(command.env("GOLF_LIBCUDA", library.name()).env("GOLF_SYNC", "1").output().unwrap());
+    assert!(code == 3 && err.contains("train.shard, call 1, norm: Fake H100: an illegal memory access"), "{err}");
 }

@@ -1,11 +1,12 @@
 //! Where the machine is touched: memory, threads, generated code, CPU features.
 //!
-//! *Takes* the table the generated object defines; *gives* safe types over it ([`Code`], [`Pool`], [`Memory`]); *promises* to
+//! *Takes* the table the generated object defines; *gives* safe types over it ([`Code`], [`Pool`], [`Memory`], [`cuda`]); *promises* to
 //! be the only place of this crate with `unsafe`, each with the reason it is sound.
 
 #![allow(unsafe_code)]
 
 mod code;
+pub mod cuda;
 mod entry;
 mod launch;
 mod memory;
@@ -18,5 +19,5 @@ pub mod toy;
 pub use code::{Code, pack};
 pub use launch::{Launcher, Timing};
 pub use memory::Memory;
-pub use peak::Peak;
+pub use peak::{HOPPER, Peak};
 pub use pool::Pool;

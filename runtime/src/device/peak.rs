@@ -1,20 +1,25 @@
 //! What this machine's arithmetic can do, for `bench`'s "% of peak".
 //!
 //! *Takes* a pool and a tier; *gives* measured operations per second of registers-only multiply-add loops; *promises* to be a
-//! ceiling for the generated code on the same threads, not a data-sheet figure.
+//! ceiling for the generated code on the same threads. For a GPU the ceiling is its data sheet's ([`HOPPER`]).
 
 use std::time::{Duration, Instant};
 
 use super::pool::Pool;
 
-/// Highest arithmetic rates measured, floating-point operations per second over all threads of the pool.
+/// Highest arithmetic rates, floating-point operations per second: of a CPU measured over all threads of the pool, of a GPU from its data sheet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peak {
     /// f32 multiply-add.
     pub f32: f64,
     /// bf16 products accumulated in f32; equal to `f32` on tiers without such an instruction.
     pub bf16: f64,
+    /// Measured here, not a data-sheet figure.
+    pub measured: bool,
 }
+
+/// NVIDIA's figures for H100 SXM and H200, without sparsity: bf16 on the tensor cores, f32 on the CUDA cores.
+pub const HOPPER: Peak = Peak { f32: 66.9e12, bf16: 989.4e12, measured: false };
 
 impl Peak {
     /// Measures for about a tenth of a second. `None` on machines other than x86-64 or below `cpu-v3`.
@@ -25,7 +30,7 @@ impl Peak {
         let wide = tier == "cpu-avx512bf16" && super::tier::supported(tier);
         let f32 = rate(pool, if wide { fma_512 } else { fma_256 }, if wide { 32.0 } else { 16.0 });
         let bf16 = if wide { rate(pool, dot_bf16_512, 64.0) } else { f32 };
-        Some(Peak { f32, bf16 })
+        Some(Peak { f32, bf16, measured: true })
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::code::{Code, pack};
+use super::cuda::fake;
 use crate::plan::*;
 
 /// Vocabulary of the bytes tokenizer.
@@ -30,11 +31,13 @@ pub struct Toy {
     pub stop: f64,
     /// Scored targets.
     pub limit: Option<u64>,
+    /// Also variants for a GPU, whose code the fake driver of tests runs.
+    pub gpu: bool,
 }
 
 impl Default for Toy {
     fn default() -> Toy {
-        Toy { ranks: 2, batch: 64, stop: 1000.0, limit: None }
+        Toy { ranks: 2, batch: 64, stop: 1000.0, limit: None, gpu: false }
     }
 }
 
@@ -330,6 +333,25 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
     }
 }
 
+/// The same variant for the fake driver: a module per kernel, calls in a chain, no packing. Where [`load`] puts the addresses in stands `ADDRESS`.
+fn on_gpu(mut v: Variant) -> Variant {
+    v.device = "sm_90a".into();
+    v.graphs.retain(|g| !g.name.starts_with("pack."));
+    v.kernels.pop();
+    for (i, k) in v.kernels.iter_mut().enumerate() {
+        let mut calls = v.graphs.iter().flat_map(|g| &g.calls).filter(|c| c.kernel as usize == i);
+        let args = calls.next().map_or(0, |c| c.args.len());
+        v.modules.push(fake::kernel(&k.symbol, args, 0, "ADDRESS"));
+        k.gpu = Some(Grid { module: i as u32, threads: 128, shared: 0, maps: Vec::new() });
+    }
+    for g in &mut v.graphs {
+        for (i, c) in g.calls.iter_mut().enumerate().skip(1) {
+            c.after = vec![i as u32 - 1];
+        }
+    }
+    v
+}
+
 /// The program.
 pub fn program(toy: &Toy) -> Program {
     use HostBinary as B;
@@ -369,6 +391,10 @@ pub fn program(toy: &Toy) -> Program {
         rule: rule.into(),
         graph: graph.map(Into::into),
     };
+    let mut variants = vec![variant(toy, "bf16"), variant(toy, "f32")];
+    if toy.gpu {
+        variants.extend(variants.clone().into_iter().map(on_gpu));
+    }
     Program {
         version: PLAN_VERSION,
         name: "toy".into(),
@@ -379,10 +405,10 @@ pub fn program(toy: &Toy) -> Program {
         golfc: "0.1.0".into(),
         glibc: "2.36".into(),
         techniques: vec!["bigram table".into()],
-        predicted_rss: vec![8 << 20, 8 << 20],
+        predicted_rss: vec![8 << 20; variants.len()],
         flops_per_token: 6 * V as u64,
         tiers: vec![Tier { name: "cpu-v3".into() }, Tier { name: "cpu-avx512bf16".into() }],
-        variants: vec![variant(toy, "bf16"), variant(toy, "f32")],
+        variants,
         train: Train {
             data: "fineweb_train_*.bin".into(),
             ranks: toy.ranks,
@@ -434,7 +460,7 @@ pub fn load(toy: &Toy) -> crate::error::Result<Code> {
     let plan = pack(&program, 3).expect("a plan packs");
     let list: Vec<Option<KernelFn>> = ENTRIES.iter().map(|e| Some(e.1)).chain([None]).collect();
     let both = [list.clone(), list].concat();
-    let pointers = [both.as_ptr(), both.as_ptr()];
+    let pointers = [both.as_ptr(), both.as_ptr(), std::ptr::null(), std::ptr::null()];
     let table = ProgramTable {
         version: u64::from(PLAN_VERSION),
         plan: plan.as_ptr(),
@@ -442,7 +468,12 @@ pub fn load(toy: &Toy) -> crate::error::Result<Code> {
         kernels: pointers.as_ptr(),
     };
     // SAFETY: two variants of two tiers, each with all kernels in order; the kernels keep to their rows.
-    unsafe { Code::new(&table) }
+    let mut code = unsafe { Code::new(&table) }?;
+    // After the program was hashed: addresses differ from process to process.
+    for module in code.program.variants.iter_mut().flat_map(|v| v.modules.iter_mut().zip(ENTRIES)) {
+        *module.0 = module.0.replace("ADDRESS", &format!("{:p}", module.1.1 as *const ()));
+    }
+    Ok(code)
 }
 
 #[cfg(test)]

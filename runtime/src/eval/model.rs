@@ -90,10 +90,10 @@ impl Engine for Model<'_> {
     }
 
     fn score(&mut self, tokens: &[i32], targets: &[i32]) -> Result<Vec<f32>> {
-        self.session.write_i32(&self.score.tokens, tokens);
-        self.session.write_i32(&self.score.targets, targets);
-        self.session.run(self.score.graph);
-        Ok(self.session.read_f32(&self.score.nll))
+        self.session.write_i32(&self.score.tokens, tokens)?;
+        self.session.write_i32(&self.score.targets, targets)?;
+        self.session.run(self.score.graph)?;
+        self.session.read_f32(&self.score.nll)
     }
 
     fn adapt(&mut self, tokens: &[i32], targets: &[i32], chunk: u64, chunks: u64) -> Result<(f64, f64)> {
@@ -106,20 +106,23 @@ impl Engine for Model<'_> {
                 tokens.len()
             )));
         }
-        self.session.zero_grads();
+        self.session.zero_grads()?;
         let mut sum = 0.0;
         for (x, y) in tokens.chunks(per_run).zip(targets.chunks(per_run)) {
-            self.session.write_i32(&a.micro.tokens, x);
-            self.session.write_i32(&a.micro.targets, y);
+            self.session.write_i32(&a.micro.tokens, x)?;
+            self.session.write_i32(&a.micro.targets, y)?;
             self.session.write_scalar(&a.scale, 1.0 / tokens.len() as f32)?;
-            self.session.run(a.micro.graph);
-            sum = self.session.read_f32(&a.micro.nll).iter().fold(sum, |s, &l| s + f64::from(l));
+            self.session.run(a.micro.graph)?;
+            sum = self.session.read_f32(&a.micro.nll)?.iter().fold(sum, |s, &l| s + f64::from(l));
         }
         for (buffer, h) in &a.hypers {
             self.session.write_scalar(buffer, hypers[&h.name] as f32)?;
         }
-        self.session.run(a.update);
-        let norm = a.grad_norm.as_ref().map_or(0.0, |b| f64::from(self.session.read_f32(b)[0]));
+        self.session.run(a.update)?;
+        let norm = match &a.grad_norm {
+            Some(b) => f64::from(self.session.read_f32(b)?[0]),
+            None => 0.0,
+        };
         Ok((sum / tokens.len() as f64, norm))
     }
 
@@ -135,13 +138,17 @@ impl Engine for Model<'_> {
         for p in self.session.params() {
             h.update(p.name.as_bytes());
             h.update(&[0]);
-            h.update(self.session.bytes(&p));
+            h.update(&self.session.read_bytes(&p)?);
         }
         Ok(h.finalize().to_hex().to_string())
     }
 
     fn snapshot(&mut self) -> Result<Vec<u8>> {
-        Ok(self.state.iter().flat_map(|b| self.session.bytes(b)).copied().collect())
+        let mut all = Vec::with_capacity(self.state.iter().map(Buffer::bytes).sum());
+        for b in &self.state {
+            all.extend_from_slice(&self.session.read_bytes(b)?);
+        }
+        Ok(all)
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
@@ -155,7 +162,7 @@ impl Engine for Model<'_> {
         let mut rest = snapshot;
         for b in &self.state {
             let (head, tail) = rest.split_at(b.bytes());
-            self.session.bytes_mut(b).copy_from_slice(head);
+            self.session.write_bytes(b, head)?;
             rest = tail;
         }
         Ok(())

@@ -21,7 +21,9 @@ pub fn pack(run: &mut Run, request: &Request) -> Result<()> {
     let p = &code.program;
     let mut progress = Progress::new("pack");
     let (signals, mut failed) = (run.signals.clone(), Ok(()));
-    let packed = packing::quantise(&mut run.session, &mut |done, of| {
+    // Packing is the CPU's work; a session on a GPU lends its weights.
+    let mut lent = run.session.on_cpu()?;
+    let packed = packing::quantise(lent.as_mut().unwrap_or(&mut run.session), &mut |done, of| {
         if failed.is_ok() {
             let (d, n) = (done as u64, of as u64);
             failed = signals
@@ -30,6 +32,7 @@ pub fn pack(run: &mut Run, request: &Request) -> Result<()> {
         }
     })?;
     failed?;
+    drop(lent);
     if let Some(path) = &request.codes {
         packing::save_codes(&run.session, p, &packed, path, &run.faults)?;
     }

@@ -49,7 +49,7 @@ pub fn quantise(session: &mut Session, progress: &mut dyn FnMut(usize, usize)) -
     let mut all = Vec::with_capacity(params.len());
     for (i, q) in params.iter().enumerate() {
         let buffer = session.buffer(&q.name)?;
-        let values = session.read_f32(&buffer);
+        let values = session.read_f32(&buffer)?;
         if let Some(at) = values.iter().position(|x| !x.is_finite()) {
             return Err(Error::input(format!("{}: element {at} is {}, which cannot be packed", q.name, values[at])));
         }
@@ -57,9 +57,9 @@ pub fn quantise(session: &mut Session, progress: &mut dyn FnMut(usize, usize)) -
             None => Packed::Half(halves(&q.name, &values)?),
             Some(name) => {
                 let graph = session.graph(name)?;
-                session.run(graph);
-                let codes = session.read_i8(&session.output(graph, "codes")?);
-                let scale = session.read_f32(&session.output(graph, "scale")?);
+                session.run(graph)?;
+                let codes = session.read_i8(&session.output(graph, "codes")?)?;
+                let scale = session.read_f32(&session.output(graph, "scale")?)?;
                 Packed::Codes { codes, scale: scale.iter().map(|&s| f16::from_f32(s)).collect() }
             }
         });

@@ -26,7 +26,7 @@ use crate::exec::Session;
 use crate::files::Faults;
 use crate::report::ledger;
 use crate::report::record::Start;
-use crate::run::{self, Mode, Run, machine, start};
+use crate::run::{self, Mode, Run, start};
 use crate::signals::Signals;
 use crate::validate;
 
@@ -85,7 +85,7 @@ pub fn train(session: Session, request: &Request, signals: Signals, faults: Faul
         overrides: p.overrides.clone(),
         seed,
         device: session.device_kind().into(),
-        machine: machine(),
+        machine: session.machine(),
         precision: session.precision().into(),
         threads: session.threads(),
         clock: kind,

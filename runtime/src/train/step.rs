@@ -89,8 +89,7 @@ impl Stepper {
                 session.write_scalar(&buffer, *value)?;
             }
         }
-        session.run(graph);
-        Ok(())
+        session.run(graph)
     }
 
     /// Gradient of the mean loss over `rows` rows of shard `shard` into `grad.*`; gives the sum of nll, and each to `nll`. `pause` is asked
@@ -107,19 +106,27 @@ impl Stepper {
         let (g, seq) = (&self.graphs, self.train.seq as usize);
         let (mut x, mut y) = (vec![0; micro * seq], vec![0; micro * seq]);
         let scale = (1.0 / (rows * seq) as f64) as f32;
-        session.zero_grads();
+        session.zero_grads()?;
         let mut sum = 0.0;
-        for first in (0..rows).step_by(micro) {
-            pause()?;
-            fill(shard, first, &mut x, &mut y)?;
-            session.write_i32(&g.tokens, &x);
-            session.write_i32(&g.targets, &y);
-            session.write_scalar(&g.scale, scale)?;
-            session.run(g.micro);
-            let out = session.read_f32(&g.nll);
+        let mut take = |session: &Session| {
+            let out = session.read_f32(&g.nll)?;
             sum = out.iter().fold(sum, |s, &l| s + f64::from(l));
             nll(&out);
+            Ok(())
+        };
+        for first in (0..rows).step_by(micro) {
+            pause()?;
+            // While a GPU is at work on the micro-batch before.
+            fill(shard, first, &mut x, &mut y)?;
+            if first > 0 {
+                take(session)?;
+            }
+            session.write_i32(&g.tokens, &x)?;
+            session.write_i32(&g.targets, &y)?;
+            session.write_scalar(&g.scale, scale)?;
+            session.run(g.micro)?;
         }
+        take(session)?;
         Ok(sum)
     }
 
@@ -127,19 +134,19 @@ impl Stepper {
     pub fn close_shard(&self, session: &mut Session) -> Result<Option<f64>> {
         let Some(shard) = self.graphs.shard else { return Ok(None) };
         self.run(session, shard)?;
-        Ok(norm(session, shard))
+        norm(session, shard)
     }
 
     /// Optimiser step on the totals. Gives the gradient norm, if the program computes one here.
     pub fn update(&self, session: &mut Session) -> Result<Option<f64>> {
         self.run(session, self.graphs.update)?;
-        Ok(norm(session, self.graphs.update))
+        norm(session, self.graphs.update)
     }
 
     /// One whole step after [`Stepper::set_clock`].
     pub fn step(&mut self, session: &mut Session, fill: Fill<'_>, pause: &dyn Fn() -> Result<()>) -> Result<Outcome> {
         let (ranks, rows) = (self.train.ranks as usize, self.rows());
-        session.zero_totals();
+        session.zero_totals()?;
         let (mut sum, mut norms) = (0.0, Vec::new());
         for shard in 0..ranks {
             sum += self.shard(session, (shard, rows), fill, &mut |_| {}, pause)?;
@@ -152,7 +159,7 @@ impl Stepper {
     }
 }
 
-fn norm(session: &Session, graph: GraphId) -> Option<f64> {
-    let buffer = session.find_output(graph, "grad_norm")?;
-    session.read_f32(&buffer).first().map(|&x| f64::from(x))
+fn norm(session: &Session, graph: GraphId) -> Result<Option<f64>> {
+    let Some(buffer) = session.find_output(graph, "grad_norm") else { return Ok(None) };
+    Ok(session.read_f32(&buffer)?.first().map(|&x| f64::from(x)))
 }

@@ -120,7 +120,7 @@ fn the_first_step_in_closed_form() {
         crate::init::initialise(&mut fresh, 5).unwrap();
         let table = fresh.buffer("table.weight").unwrap();
         let r = Reader::open(&case.dir.path().join("none").join(WEIGHTS)).unwrap();
-        (fresh.read_f32(&table), r.f32("table.weight").unwrap())
+        (fresh.read_f32(&table).unwrap(), r.f32("table.weight").unwrap())
     };
     let stream = TokenStream::open(case.dir.path(), "fineweb_train_*.bin", 260).unwrap();
     let mut tokens = vec![0u16; 66];
@@ -188,7 +188,7 @@ fn a_signal_saves_and_a_resumed_run_ends_in_the_same_bits() {
     let run = case.train("cut", Mode::Resume).unwrap();
     let table = run.session.buffer("table.weight").unwrap();
     let r = Reader::open(&case.dir.path().join("cut").join(WEIGHTS)).unwrap();
-    assert_eq!(run.session.read_f32(&table), r.f32("table.weight").unwrap());
+    assert_eq!(run.session.read_f32(&table).unwrap(), r.f32("table.weight").unwrap());
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn no_steps_at_all_leave_the_initial_weights() {
     crate::init::initialise(&mut fresh, 5).unwrap();
     let r = Reader::open(&case.dir.path().join("a").join(WEIGHTS)).unwrap();
     for b in fresh.params() {
-        assert_eq!(fresh.read_f32(&b), r.f32(&b.name).unwrap(), "{}", b.name);
+        assert_eq!(fresh.read_f32(&b).unwrap(), r.f32(&b.name).unwrap(), "{}", b.name);
     }
     assert_eq!(r.f32("unused.mix").unwrap(), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
 }

@@ -117,7 +117,7 @@ impl Trainer {
         };
         let mut notices = Vec::new();
         let out = self.run.out.clone();
-        let found = state::load(&out, self.run.session.state_mut(), &fits, &mut notices)?;
+        let found = self.run.session.fill_state(|state| state::load(&out, state, &fits, &mut notices))?;
         notices.iter().for_each(|n| output::warn(n));
         let attempts = entries.iter().filter_map(|e| match &e.record {
             Record::Resume { attempt, .. } => Some(*attempt),
@@ -275,7 +275,7 @@ impl Trainer {
         ];
         for (average, &(update, _)) in train.averages.iter().zip(&self.stepper.graphs.averages) {
             if host::eval(&average.when, &clock)? != 0.0 {
-                self.run.session.run(update);
+                self.run.session.run(update)?;
                 *self.averages.entry(average.name.clone()).or_default() += 1;
             }
         }
@@ -307,10 +307,11 @@ impl Trainer {
         };
         let elapsed_ns = self.clock.elapsed().as_nanos() as u64;
         let progress = state::Progress { elapsed_ns, ledger_bytes: self.run.ledger.len() };
-        let session = &self.run.session;
-        state::write(&self.run.out, manifest, &progress, session.state(), &self.run.faults)?;
+        let state = self.run.session.state()?;
+        state::write(&self.run.out, manifest, &progress, &state, &self.run.faults)?;
+        let bytes = state.len() as u64;
+        drop(state);
         self.saved = Some(self.step);
-        let bytes = self.run.session.state().len() as u64;
         let milliseconds = begin.elapsed().as_secs_f64() * 1e3;
         self.run.ledger.add(Record::Checkpoint { step: self.step, bytes, milliseconds })?;
         self.last_save = Instant::now();
@@ -326,7 +327,7 @@ impl Trainer {
         let used = |name: &String| self.averages.get(name).is_some_and(|&n| n > 0);
         let average = train.averages.iter().position(|a| used(&a.name));
         if let Some(i) = average {
-            self.run.session.run(self.stepper.graphs.averages[i].1);
+            self.run.session.run(self.stepper.graphs.averages[i].1)?;
         }
         let path = self.run.out.join(WEIGHTS);
         self.run.save_weights(&path)?;

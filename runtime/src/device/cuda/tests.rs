@@ -1,0 +1,165 @@
+//! The driver's table, memory, launches and graphs on the fake driver.
+
+use super::fake::{Library, kernel};
+use super::*;
+use crate::plan::{DType, KernelFn, TensorMap};
+
+fn text(name: &str, pointers: usize, maps: usize, f: KernelFn) -> String {
+    kernel(name, pointers, maps, &format!("{:p}", f as *const ()))
+}
+
+fn open(options: &[&str]) -> (Library, crate::error::Result<Gpu>) {
+    let library = Library::new(options);
+    let gpu = Gpu::open_named(library.name(), 0);
+    (library, gpu)
+}
+
+fn all<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+#[test]
+fn machines_without_a_fitting_gpu_are_told_why() {
+    let says = |result: crate::error::Result<Gpu>, words: &str| {
+        let e = result.err().expect(words);
+        assert!(e.exit_code() == 3 && e.to_string().contains(words), "{e}");
+    };
+    says(Gpu::open_named("/nowhere/libcuda.so.1", 0), "no NVIDIA driver: /nowhere/libcuda.so.1");
+    says(open(&["-DVERSION=11080"]).1, "too old: it is for CUDA 11.8, this program needs 12.0 or newer");
+    says(open(&["-DcuGraphLaunch=cuOther"]).1, "has no cuGraphLaunch");
+    says(open(&["-DDEVICES=0"]).1, "finds no GPU");
+    let two = Library::new(&["-DDEVICES=2"]);
+    says(Gpu::open_named(two.name(), 2), "no device cuda:2: this machine has cuda:0 to cuda:1");
+    assert_eq!(Gpu::open_named(two.name(), 1).unwrap().name(), "Fake H101");
+    let (_library, ampere) = open(&["-DMAJOR=8", "-DVERSION=12040"]);
+    let ampere = ampere.unwrap();
+    ampere.fits("sm_80").unwrap();
+    let e = ampere.fits("sm_90a").unwrap_err();
+    assert!(e.to_string().contains("code for sm_90a; the device (Fake H100) is sm_80"), "{e}");
+    let e = ampere.load(&kernel("k", 0, 0, "0x1")).err().expect("old driver");
+    assert!(e.to_string().contains("it is for CUDA 12.4, this program's code (PTX 8.6) needs 12.7"), "{e}");
+}
+
+#[test]
+fn memory_comes_back_and_ends() {
+    let (_library, gpu) = open(&["-DMEMORY=100000000"]);
+    let gpu = gpu.unwrap();
+    // More than the staging memory, so that copies are cut.
+    let a = gpu.alloc(70_000_000).unwrap().expect("fits");
+    let bytes: Vec<u8> = (0..69_000_000u32).map(|i| (i / 7) as u8).collect();
+    gpu.upload(&a, 1000, &bytes).unwrap();
+    let mut back = vec![1; 69_001_000];
+    gpu.download(&a, 0, &mut back).unwrap();
+    assert!(back[..1000].iter().all(|&b| b == 0) && back[1000..] == bytes);
+    gpu.fill(&a, 2000, 10, 9).unwrap();
+    let mut some = [0; 12];
+    gpu.download(&a, 1999, &mut some).unwrap();
+    assert_eq!(some, [bytes[999], 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, bytes[1010]]);
+    assert!(gpu.alloc(40_000_000).unwrap().is_none());
+    assert_eq!(gpu.memory().unwrap(), (30_000_000, 100_000_000));
+    gpu.alloc(0).unwrap().expect("nothing is something");
+}
+
+/// args: values f32, order i32 \[n + 1\]. Adds `block` to the values; the last block run writes its place in the order.
+macro_rules! steps {
+    ($($name:ident $number:literal)*) => {$(
+        unsafe extern "C" fn $name(block: u64, args: *const *mut u8, _: *mut u8) {
+            // SAFETY: two arguments: one f32 per block, and a counter with room for four numbers behind it.
+            unsafe {
+                *(*args).cast::<f32>().add(block as usize) += block as f32;
+                let order = (*args.add(1)).cast::<i32>();
+                if block == 0 {
+                    *order += 1;
+                    *order.add(*order as usize) = $number;
+                }
+            }
+        }
+    )*};
+}
+
+steps! { one 1 two 2 three 3 four 4 }
+
+unsafe extern "C" fn look(_: u64, args: *const *mut u8, _: *mut u8) {
+    // SAFETY: one pointer with room for 128 bytes, one map.
+    unsafe { std::ptr::copy_nonoverlapping(*args.add(1), *args, 128) }
+}
+
+#[test]
+fn launches_graphs_and_maps_pass_what_was_meant() {
+    let (_library, gpu) = open(&[]);
+    let gpu = gpu.unwrap();
+    let texts = [text("one", 2, 0, one), text("two", 2, 0, two), text("three", 2, 0, three), text("four", 2, 0, four)];
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let modules = gpu.load_all(&texts, &mut |_, _| {}).unwrap();
+    let (x, order) = (gpu.alloc(400).unwrap().unwrap(), gpu.alloc(20).unwrap().unwrap());
+    let launch = |i: usize| Launch {
+        function: modules[i].function(["one", "two", "three", "four"][i], 128, 100_000).unwrap(),
+        blocks: 100,
+        threads: 128,
+        shared: 100_000,
+        pointers: vec![x.address(), order.address()],
+        maps: Vec::new(),
+    };
+    let read = |a: &Allocation| {
+        let mut bytes = vec![0; a.bytes() as usize];
+        gpu.download(a, 0, &mut bytes).unwrap();
+        bytes
+    };
+    let time = gpu.time(|| gpu.launch(&launch(2))).unwrap();
+    assert_eq!((time, read(&order)[4]), (0.5, 3));
+    assert_eq!(bytemuck::pod_read_unaligned::<f32>(&read(&x)[99 * 4..]), 99.0);
+    gpu.fill(&order, 0, 20, 0).unwrap();
+    // 1 -> 2 -> 4 and 3 free: the fake runs what was added last as soon as it may.
+    let four: Vec<Launch> = (0..4).map(launch).collect();
+    gpu.graph(&four, &[&[], &[0], &[], &[1]]).unwrap().launch().unwrap();
+    let found: Vec<i32> = all(&read(&order));
+    assert_eq!(found, [4, 3, 1, 2, 4]);
+
+    let module = gpu.load(&text("look", 1, 1, look)).unwrap();
+    let out = gpu.alloc(128).unwrap().unwrap();
+    let map = TensorMap {
+        arg: 0,
+        offset: 32,
+        dtype: DType::Bf16,
+        dims: vec![512, 30, 7],
+        strides: vec![1024, 32768],
+        tile: vec![64, 16, 1],
+        swizzle: 128,
+    };
+    let maps = vec![gpu.map(&map, x.address()).unwrap()];
+    let function = module.function("look", 1, 0).unwrap();
+    gpu.launch(&Launch { function, blocks: 1, threads: 1, shared: 0, pointers: vec![out.address()], maps }).unwrap();
+    let bytes = read(&out);
+    let words: Vec<i32> = all(&bytes[..16]);
+    let longs: Vec<u64> = all(&bytes[16..96]);
+    assert_eq!(words, [9, 3, 3, 2]);
+    assert_eq!(longs, [x.address() + 32, 512, 30, 7, 0, 0, 1024, 32768, 0, 0]);
+    let tile: Vec<u16> = all(&bytes[96..106]);
+    assert_eq!(tile, [64, 16, 1, 0, 0]);
+}
+
+#[test]
+fn bad_code_is_a_bug_that_says_where() {
+    let (_library, gpu) = open(&["-DFAIL=\"two\""]);
+    let gpu = gpu.unwrap();
+    let e = gpu.load(&(text("one", 2, 0, one) + "syntax error")).err().expect("does not assemble").to_string();
+    assert!(e.contains("a bug of golfc") && e.contains("line 3") && e.contains(".entry one"), "{e}");
+    let module = gpu.load(&text("two", 2, 0, two)).unwrap();
+    for (name, threads, shared, words) in [
+        ("three", 1, 0, "not found"),
+        ("two", 2048, 0, "registers allow 1024"),
+        ("two", 32, 300_000, "a block may have 232448"),
+    ] {
+        let e = module.function(name, threads, shared).err().expect(words).to_string();
+        assert!(e.contains(words) && e.contains(name), "{e}");
+    }
+    let x = gpu.alloc(64).unwrap().unwrap();
+    let function = module.function("two", 1, 0).unwrap();
+    let launch = Launch { function, blocks: 1, threads: 1, shared: 0, pointers: vec![x.address(); 2], maps: vec![] };
+    gpu.launch(&launch).unwrap();
+    let e = gpu.download(&x, 0, &mut [0; 8]).unwrap_err();
+    assert!(
+        e.exit_code() == 3 && e.to_string().contains("illegal memory access") && e.to_string().contains("GOLF_SYNC"),
+        "{e}"
+    );
+}
