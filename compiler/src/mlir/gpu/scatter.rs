@@ -262,8 +262,11 @@ fn sum<'c>(e: &Emit<'c>, k: &Scatter, l: &Layout, args: &[V<'c>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emulate;
     use crate::kernel::Kernel;
+    use crate::kernel::row::run::{read, write};
     use crate::mlir::object::{Job, Text, text};
+    use crate::mlir::tests::Random;
     use crate::mlir::tier::Tier;
 
     fn of(k: Scatter, stage: Text) -> String {
@@ -284,5 +287,55 @@ mod tests {
         let ptx = of(k, Text::Asm);
         assert!(ptx.contains("scatter_main") && ptx.contains("scatter_sum"), "{ptx}");
         assert!(ptx.contains("ld.global.nc.v4") && !ptx.contains(".local") && !ptx.contains("atom"), "{ptx}");
+    }
+
+    /// Rows added in f32 in the stated order are the expected bits.
+    #[test]
+    fn rows_are_added_in_order() {
+        let mut rng = Random(4);
+        let all = [
+            (61, 1, 7, DType::F32),
+            (61, 17, 7, DType::Bf16),
+            (300, 64, 9, DType::Bf16),
+            (61, 130, 7, DType::F32),
+            (9000, 34, 70, DType::Bf16),
+            (130, 600, 3, DType::F16),
+        ];
+        for (i, (rows, width, size, src)) in all.into_iter().enumerate() {
+            let k = Scatter { rows, width, size, src, accumulate: i % 2 == 0 };
+            let l = Layout::of(&k);
+            let mut args = vec![vec![0; rows * 4], vec![0; rows * width * src.bytes()], vec![0; size * width * 4]];
+            for i in 0..rows {
+                // A few indices lie outside and are clamped.
+                write(&mut args[0], DType::I32, i, (rng.next() % (size as u64 + 2)) as f64 - 1.0).unwrap();
+            }
+            for i in 0..rows * width {
+                write(&mut args[1], src, i, rng.uniform()).unwrap();
+            }
+            for i in 0..size * width {
+                write(&mut args[2], DType::F32, i, rng.uniform()).unwrap();
+            }
+            let mut parts = vec![vec![0f32; size * width]; l.segments()];
+            for row in 0..rows {
+                let at = read(&args[0], DType::I32, row).unwrap().clamp(0.0, size as f64 - 1.0) as usize;
+                for c in 0..width {
+                    parts[row / l.segment][at * width + c] += read(&args[1], src, row * width + c).unwrap() as f32;
+                }
+            }
+            let mut expected = args[2].clone();
+            for i in 0..size * width {
+                let sum = parts[1..].iter().fold(parts[0][i], |sum, p| sum + p[i]);
+                let old = read(&args[2], DType::F32, i).unwrap() as f32;
+                write(&mut expected, DType::F32, i, if k.accumulate { old + sum } else { sum } as f64).unwrap();
+            }
+            let kernel = Kernel::Scatter(k.clone());
+            let code = emulate::Code::of(&kernel).unwrap();
+            for seed in [0, 7] {
+                let mut got = args.clone();
+                let options = emulate::Options { seed, lazy: seed > 0, ..Default::default() };
+                code.run(&kernel, &mut got, &options).unwrap_or_else(|why| panic!("{k:?}: {why}"));
+                assert!(got[2] == expected, "{k:?}");
+            }
+        }
     }
 }

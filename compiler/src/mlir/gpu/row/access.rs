@@ -4,7 +4,8 @@
 
 use super::{Writer, elem, wide};
 use crate::graph::ir::{Binary, DType};
-use crate::kernel::gpu::row::accesses;
+use crate::kernel::gpu::row::resident::each_lane;
+use crate::kernel::gpu::row::{Place, accesses};
 use crate::kernel::row::loops::{Affine, Id, Inst, Mem, Nest, Store, Var};
 use crate::mlir::elementwise;
 use crate::mlir::emit::{Elem, Emit, I32, Ty, V};
@@ -140,7 +141,7 @@ impl<'c> Writer<'_, 'c> {
     pub(super) fn prepare(&mut self, e: &Emit<'c>, nest: &Nest) {
         let p = self.p;
         for (mem, at) in accesses(p, nest) {
-            if !self.adds_teams(mem) {
+            if !self.adds_teams(mem) && !self.in_registers(mem) {
                 self.base(e, mem, at);
             }
         }
@@ -231,8 +232,15 @@ impl<'c> Writer<'_, 'c> {
         self.ending && matches!(mem, Mem::Scratch(i) if self.l.sums.contains(&i))
     }
 
+    fn in_registers(&self, mem: Mem) -> bool {
+        matches!(mem, Mem::Scratch(i) if self.l.places[i] == Place::Registers)
+    }
+
     /// Loads a value: all lanes, or one element if it is uniform.
     pub(super) fn load(&mut self, e: &Emit<'c>, nest: Option<&Nest>, mem: Mem, at: &Affine) -> V<'c> {
+        if let Some(kept) = self.recall(mem, at) {
+            return kept;
+        }
         if !self.adds_teams(mem) {
             return self.load_once(e, nest, mem, at);
         }
@@ -282,6 +290,14 @@ impl<'c> Writer<'_, 'c> {
             _ => Shape::Uniform,
         };
         let mut value = self.operand(e, s.value, !matches!(shape, Shape::Uniform));
+        if let (Some((loops, round)), Mem::Scratch(_)) = (&self.even, s.mem) {
+            if !s.add && s.depth == nest.dims.len() && each_lane(nest, &s.at) {
+                self.kept.insert((s.mem, s.at.clone(), loops.clone(), *round), value);
+            }
+        }
+        if self.in_registers(s.mem) {
+            return;
+        }
         let pointer = self.first(e, Some(nest), s.mem, &s.at);
         match shape {
             Shape::Uniform => {

@@ -13,6 +13,7 @@ mod tests;
 use std::collections::{BTreeSet, HashMap};
 
 use super::ops;
+use crate::kernel::gpu::row::resident::{Even, even};
 use crate::kernel::gpu::row::{Layout, Place, loads};
 use crate::kernel::row::Row;
 use crate::kernel::row::loops::{Affine, Id, Inst, Lane, Level, Mem, Program, Step};
@@ -91,6 +92,10 @@ struct Writer<'p, 'c> {
     slot: usize,
     /// Loads of sums add up the teams'.
     ending: bool,
+    /// The loops of the nest, if its positions go round evenly, and the round being written.
+    even: Option<(Even, usize)>,
+    /// What this thread stored at its positions of such nests.
+    kept: HashMap<(Mem, Affine, Even, usize), V<'c>>,
 }
 
 /// The element of a lane.
@@ -145,6 +150,8 @@ impl<'p, 'c> Writer<'p, 'c> {
             written: BTreeSet::new(),
             slot: 0,
             ending: false,
+            even: None,
+            kept: HashMap::new(),
         }
     }
 
@@ -153,6 +160,8 @@ impl<'p, 'c> Writer<'p, 'c> {
         let thread = self.crew.rank;
         let block = (self.crew.clone(), self.team_scratch);
         self.steps(e, &p.task);
+        // Teams have other positions than the whole block.
+        self.kept.clear();
         let team = self.divide(e, thread);
         // What the task section wrote is for every team.
         if p.task.iter().any(|s| !matches!(s, Step::Def(_))) {
@@ -174,6 +183,7 @@ impl<'p, 'c> Writer<'p, 'c> {
             self.forget();
             (self.crew, self.team_scratch) = block;
             self.ending = true;
+            self.kept.clear();
             self.steps(e, &p.end);
         }
     }
@@ -215,7 +225,8 @@ impl<'p, 'c> Writer<'p, 'c> {
         e.for_(team, count, e.i(teams), &[], |e, i, _| {
             self.row(e, e.add(first, i));
             // The next row overwrites this one's scratch.
-            if self.l.places.len() > self.l.sums.len() || self.slot > 0 {
+            let shared = |(i, place): (usize, &Place)| *place != Place::Registers && !self.l.sums.contains(&i);
+            if self.l.places.iter().enumerate().any(shared) || self.slot > 0 {
                 self.crew.barrier(e);
             }
             vec![]
@@ -249,13 +260,29 @@ impl<'p, 'c> Writer<'p, 'c> {
                 // Sums are zeroed by the threads that add to them.
                 Step::Zero(_) => {}
                 Step::Nest(nest) => {
-                    let read = loads(self.p, &nest.body).map(|(mem, _)| mem).collect();
+                    let lanes = self.l.lanes(self.p, nest, self.crew.size);
+                    let loops = match self.l.spread {
+                        Some(_) => None,
+                        None => even(self.p, nest, lanes, self.crew.size),
+                    };
+                    self.lanes = lanes as u32;
+                    self.even = loops.map(|loops| (loops, 0));
+                    // What this thread has kept does not come from memory.
+                    let read = loads(self.p, &nest.body).filter(|(mem, at)| self.recall(*mem, at).is_none());
+                    let read = read.map(|(mem, _)| mem).collect();
                     let written = nest.stores.iter().map(|s| s.mem).collect();
                     self.await_memory(e, read, written);
                     self.nest(e, nest);
+                    self.even = None;
                 }
             }
         }
+    }
+
+    /// What this thread stored earlier at its position of this round.
+    fn recall(&self, mem: Mem, at: &Affine) -> Option<V<'c>> {
+        let (loops, round) = self.even.clone()?;
+        self.kept.get(&(mem, at.clone(), loops, round)).copied()
     }
 
     fn zero(&mut self, e: &Emit<'c>, i: usize) {
@@ -297,6 +324,7 @@ impl<'p, 'c> Writer<'p, 'c> {
                 let (base, at) = match self.l.places[i] {
                     Place::Block(at) => (self.block_scratch, at),
                     Place::Team(at) => (self.team_scratch, at),
+                    Place::Registers => panic!("scratch {i} is kept in registers"),
                 };
                 e.gep_const(base.expect("programs with scratch have shared memory"), Elem::I8, at as i64)
             }

@@ -8,16 +8,11 @@
 
 use super::{Writer, elem, wide};
 use crate::graph::ir::{Binary, Reduce};
-use crate::kernel::gpu::row::{by_columns, carried, free, group, product};
+use crate::kernel::gpu::row::{by_columns, carried, free, group, product, resident};
 use crate::kernel::row::loops::{Id, Inst, Nest};
 use crate::mlir::elementwise;
 use crate::mlir::emit::{Cmp, Elem, Emit, F32, I32, Ty, V};
 use crate::mlir::gpu::ops;
-
-/// Operations times lanes that may be written out in a row.
-const BUDGET: usize = 600;
-/// Rounds that are written out at most.
-const ROUNDS: usize = 8;
 
 /// A condition for writing: none is always.
 type Active<'c> = Option<V<'c>>;
@@ -35,7 +30,6 @@ fn both<'c>(e: &Emit<'c>, a: Active<'c>, b: Active<'c>) -> Active<'c> {
 impl<'p, 'c> Writer<'p, 'c> {
     /// Writes a nest.
     pub(super) fn nest(&mut self, e: &Emit<'c>, nest: &Nest) {
-        self.lanes = self.l.lanes(self.p, nest, self.crew.size) as u32;
         self.prepare(e, nest);
         self.dims.clear();
         if nest.dims.is_empty() && carried(self.p, nest).is_empty() {
@@ -51,10 +45,15 @@ impl<'p, 'c> Writer<'p, 'c> {
         self.lanes = 1;
     }
 
-    /// Copies of a nest's body that may be written out.
     fn copies(&self, nest: &Nest) -> usize {
-        let size = (nest.body.len() + nest.stores.len()).max(1) * self.lanes as usize;
-        (BUDGET / size).clamp(1, ROUNDS)
+        resident::copies(nest, self.lanes as usize)
+    }
+
+    /// Says which round of an even nest is written next.
+    fn round(&mut self, number: usize) {
+        if let Some((_, round)) = &mut self.even {
+            *round = number;
+        }
     }
 
     /// The first thread of the crew, and of those that share its column.
@@ -124,6 +123,9 @@ impl<'p, 'c> Writer<'p, 'c> {
         let full = total / size;
         if full <= copies {
             for round in 0..full {
+                if total > 1 {
+                    self.round(round);
+                }
                 body(self, e, e.add_n(rank, (round * size) as i64), None);
             }
         } else {
@@ -164,6 +166,9 @@ impl<'p, 'c> Writer<'p, 'c> {
             });
         }
         for k in looped..full {
+            if n > stride {
+                self.round(k);
+            }
             sums = link(self, e, e.add_n(rank, (k * stride) as i64), None, sums);
         }
         if n % stride > 0 {
@@ -286,14 +291,13 @@ impl<'p, 'c> Writer<'p, 'c> {
         };
         let first = (size > 1).then(|| e.cmp(Cmp::Eq, lane, e.zero(I32)));
         let copies = self.copies(nest);
-        let rounds = (results.div_ceil(groups)).clamp(1, copies);
-        self.rounds(e, (results, groups, number), rounds, &mut |w, e, item, active| {
+        self.rounds(e, (results, groups, number), copies, &mut |w, e, item, active| {
             let counters = w.decompose(e, nest, 0..free, item);
             w.dims = counters.clone();
             w.define_to(e, nest, 0, free);
             let wide = nest.vector.is_some();
             let identities = w.identities(e, nest, |_| wide);
-            let each = (copies / rounds).max(1);
+            let each = if results == 1 { copies } else { (copies * groups / results).clamp(1, copies) };
             let sums = w.chain(e, (chunks, size, lane), each, identities, &mut |w, e, k, exists, sums| {
                 w.dims = [counters.clone(), w.decompose(e, nest, free..depth, k)].concat();
                 w.define_to(e, nest, free + 1, depth);

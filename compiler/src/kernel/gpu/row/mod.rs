@@ -10,6 +10,8 @@
 //! Kernels of one row whose nests agree on their columns are spread over many blocks ([`Spread`]); a long sum of a column is then shared by several threads.
 
 use crate::kernel::row::Row;
+pub mod resident;
+
 use crate::kernel::row::loops::{Affine, Id, Inst, Mem, Nest, Program, Step, Var};
 use crate::kernel::row::lower::lower;
 use crate::kernel::{Launch, round_up};
@@ -40,6 +42,8 @@ pub struct Spread {
 pub enum Place {
     Block(usize),
     Team(usize),
+    /// In registers, see [`resident`].
+    Registers,
 }
 
 /// The geometry of a row kernel.
@@ -61,7 +65,7 @@ pub struct Layout {
     pub block_bytes: usize,
     /// Bytes of a team's part.
     pub team_bytes: usize,
-    /// Bytes inside a team's part (or the block's, when spread) at which threads exchange parts of sums.
+    /// Bytes inside a team's part at which threads exchange parts of sums.
     pub exchange: usize,
     /// Scratch that accumulates over the rows of a task.
     pub sums: BTreeSet<usize>,
@@ -132,8 +136,16 @@ impl Layout {
     /// Lays out the scratch. What the task section writes is shared by all rows.
     fn place(&mut self, p: &Program) {
         let common: BTreeSet<usize> = nests(&p.task).flat_map(|n| &n.stores).filter_map(|s| scratch(s.mem)).collect();
+        let stays = match self.spread {
+            Some(_) => BTreeSet::new(),
+            None => resident::resident(p, &|n| self.lanes(p, n, self.team), self.team),
+        };
         let (mut block, mut team) = (0, 0);
         for (i, s) in p.scratch.iter().enumerate() {
+            if stays.contains(&i) {
+                self.places.push(Place::Registers);
+                continue;
+            }
             let bytes = round_up(s.len * s.lane.dtype().bytes(), 64);
             let (end, place): (&mut usize, fn(usize) -> Place) =
                 if common.contains(&i) { (&mut block, Place::Block) } else { (&mut team, Place::Team) };
