@@ -132,8 +132,7 @@ impl Gemm {
         let packed: u64 = self.temps().iter().sum();
         let mut args = vec![LaunchArg::Arg(0), LaunchArg::Temp(0)];
         args.extend((2..2 + self.args.len()).map(LaunchArg::Arg));
-        let outputs: u64 =
-            self.epilogue.buffers.iter().skip(1).zip(&self.args).map(|(b, a)| self.arg_bytes(b.ty.dtype, a)).sum();
+        let outputs = self.output_bytes();
         let products = (2 * matrices * self.m * self.n * self.k) as u64;
         let packs = self.packed_matrices() * self.n.div_ceil(Self::PACK_COLS) * self.k.div_ceil(Self::PACK_DEPTH);
         vec![
@@ -163,6 +162,11 @@ impl Gemm {
         let narrow = round_up(self.n, 16) * self.k * 4;
         let wide = if self.compute == DType::Bf16 { round_up(self.n, 64) * round_up(self.k, 2) * 2 } else { 0 };
         vec![(self.packed_matrices() * narrow.max(wide)) as u64]
+    }
+
+    /// Bytes of the memory that the epilogue's buffers span.
+    pub fn output_bytes(&self) -> u64 {
+        self.epilogue.buffers.iter().skip(1).zip(&self.args).map(|(b, a)| self.arg_bytes(b.ty.dtype, a)).sum()
     }
 
     /// Bytes of the memory that an epilogue buffer spans.

@@ -236,6 +236,20 @@ impl<'c> Unit<'c> {
     where
         F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
     {
+        self.gpu_kernel_shared(symbol, args, maps, (threads, 1), body);
+    }
+
+    /// As [`Unit::gpu_kernel`], with so few registers that as many `blocks` fit a multiprocessor.
+    pub(super) fn gpu_kernel_shared<F>(
+        &self,
+        symbol: &str,
+        args: usize,
+        maps: usize,
+        (threads, blocks): (u32, u32),
+        body: F,
+    ) where
+        F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
+    {
         let context = self.context;
         let location = Location::unknown(context);
         let parse = |text: &str| Attribute::parse(context, text).unwrap_or_else(|| panic!("{text} does not parse"));
@@ -256,7 +270,7 @@ impl<'c> Unit<'c> {
                 named("arg_attrs", ArrayAttribute::new(context, &attributes).into()),
                 named("nvvm.kernel", parse("unit")),
                 named("nvvm.reqntid", parse(&format!("array<i32: {threads}>"))),
-                named("nvvm.minctasm", parse("1 : i32")),
+                named("nvvm.minctasm", parse(&format!("{blocks} : i32"))),
             ])
             .add_regions([region])
             .build()

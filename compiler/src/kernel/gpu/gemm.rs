@@ -1,19 +1,393 @@
 //! Contractions on a GPU.
+//!
+//! *Takes* a [`Gemm`] whose products are bf16; *gives* its [`Plan`]: tile, cut of k, how the bulk copy engine reads the operands, and the launches; *promises*
+//! that all of it is a function of the shape, so that sums are always added in the same order.
+//!
+//! Launches, in order: `cast_a`, `cast_b` (operands that the copy engine cannot read as they lie: f32, or not aligned to 16 bytes), `main`, and, where k is cut
+//! (few tiles, deep k), `reduce`. A tile of C belongs to one block, whose last warp copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
+//! warpgroups multiply, 64 rows each. Blocks are persistent and take tiles in a fixed order.
 
-use crate::kernel::Launch;
-use crate::kernel::gemm::Gemm;
+use crate::graph::ir::{DType, EffectMode, Op};
+use crate::kernel::gemm::{Gemm, Operand};
+use crate::kernel::{Launch, LaunchArg, plan_dtype, round_up};
+use golf_runtime::plan::{Grid, TensorMap};
+
+/// k per stage: 64 bf16 are the 128 bytes over which shared memory is swizzled.
+pub const DEPTH: usize = 64;
+/// Threads of `cast_a`, `cast_b` and `reduce`.
+pub const FLAT_THREADS: u32 = 256;
+/// Elements that a thread of those launches, and of an epilogue, handles at a time.
+pub const VECTOR: usize = 8;
+/// Multiprocessors that work is spread over (H100 SXM, H200).
+const PROCESSORS: usize = 132;
+/// Row tiles visited before the next column tile: what runs at the same time then shares rows of A and columns of B in the second-level cache.
+pub const GROUP: usize = 8;
+
+/// How a block cuts C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Rows of C, 64 per multiplying warpgroup.
+    pub rows: usize,
+    /// Columns of C: 64, 128 or 256.
+    pub cols: usize,
+    /// Stages of the ring.
+    pub stages: usize,
+    /// Blocks that share a multiprocessor.
+    pub blocks: usize,
+}
+
+/// The cuts there are. Two blocks per multiprocessor hide one's epilogue behind the other's products; the widest tile reads least from the second-level cache.
+pub const TILES: [Tile; 4] = [
+    Tile { rows: 128, cols: 256, stages: 4, blocks: 1 },
+    Tile { rows: 128, cols: 128, stages: 3, blocks: 2 },
+    Tile { rows: 128, cols: 64, stages: 4, blocks: 2 },
+    Tile { rows: 64, cols: 64, stages: 6, blocks: 2 },
+];
+
+impl Tile {
+    /// Warpgroups that multiply.
+    pub fn consumers(self) -> usize {
+        self.rows / 64
+    }
+    /// Threads per block: the multiplying warpgroups and one copying warp.
+    pub fn threads(self) -> u32 {
+        self.consumers() as u32 * 128 + 32
+    }
+    /// Bytes of one stage: rows of A, then columns of B.
+    pub fn stage(self) -> usize {
+        (self.rows + self.cols) * DEPTH * 2
+    }
+    /// Bytes of shared memory: the stages, then two barriers per stage.
+    pub fn shared(self) -> usize {
+        self.stages * self.stage() + 16 * self.stages
+    }
+    /// Cycles of one stage's products, or of fetching its operands from the second-level cache.
+    fn stage_cycles(self) -> usize {
+        (self.rows * self.cols / 32).max(self.stage() / 48)
+    }
+    /// Cycles of an epilogue.
+    fn epilogue_cycles(self) -> usize {
+        1000 + self.rows * self.cols / 16
+    }
+}
+
+/// How the bulk copy engine reads an operand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// k is contiguous (otherwise m or n is).
+    pub k_major: bool,
+    /// Extents: contiguous index, other index.
+    pub extents: (usize, usize),
+    /// Batch indices along which the operand varies, by number; one coordinate of the map each, unless it was copied: then one coordinate for all.
+    pub batch: Vec<usize>,
+    /// It is copied to a dense bf16 temporary first; rows of the copy are this many elements apart.
+    pub copied: Option<usize>,
+}
+
+impl Source {
+    fn of(g: &Gemm, o: &Operand, rows: usize) -> Source {
+        let k_major = o.k == 1;
+        let extents = if k_major { (g.k, rows) } else { (rows, g.k) };
+        let pitch = if k_major { o.row } else { o.k };
+        let batch: Vec<usize> = (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && o.batch[i] != 0).collect();
+        let aligned = |elements: i64| elements >= 0 && elements % 8 == 0;
+        let direct = o.dtype == DType::Bf16
+            && batch.len() <= 3
+            && aligned(o.offset)
+            && (extents.1 == 1 || aligned(pitch) && pitch > 0)
+            && batch.iter().all(|&i| aligned(o.batch[i]));
+        let copied = (!direct).then(|| round_up(extents.0, VECTOR));
+        Source { k_major, extents, batch, copied }
+    }
+
+    /// Matrices that differ.
+    pub fn matrices(&self, g: &Gemm) -> usize {
+        self.batch.iter().map(|&i| g.batch[i]).product()
+    }
+
+    /// Rows of the copy, all matrices together.
+    pub fn copied_rows(&self, g: &Gemm) -> usize {
+        self.matrices(g) * self.extents.1
+    }
+
+    /// Bytes of the copy.
+    fn temp(&self, g: &Gemm) -> Option<u64> {
+        self.copied.map(|pitch| (self.copied_rows(g) * pitch * 2) as u64)
+    }
+
+    /// The map, reading boxes of `rows` (of the tile) by [`DEPTH`] k: one box if k is contiguous, boxes of 64 rows otherwise.
+    fn map(&self, g: &Gemm, o: &Operand, arg: u32, rows: usize) -> TensorMap {
+        let pitch = if self.k_major { o.row } else { o.k };
+        let mut dims = vec![self.extents.0 as u64, self.extents.1 as u64];
+        let mut strides = Vec::new();
+        match self.copied {
+            Some(pitch) => {
+                strides.push(pitch as u64 * 2);
+                if !self.batch.is_empty() {
+                    dims.push(self.matrices(g) as u64);
+                    strides.push((self.extents.1 * pitch) as u64 * 2);
+                }
+            }
+            None => {
+                // The stride of a single row means nothing, but must be valid.
+                strides.push(if self.extents.1 == 1 { 16 } else { pitch as u64 * 2 });
+                for &i in &self.batch {
+                    dims.push(g.batch[i] as u64);
+                    strides.push(o.batch[i] as u64 * 2);
+                }
+            }
+        }
+        let mut tile = if self.k_major { vec![DEPTH as u32, rows as u32] } else { vec![64, DEPTH as u32] };
+        tile.resize(dims.len(), 1);
+        let offset = if self.copied.is_some() { 0 } else { o.offset as u64 * 2 };
+        TensorMap { arg, offset, dtype: plan_dtype(DType::Bf16), dims, strides, tile, swizzle: 128 }
+    }
+}
+
+/// Everything about a contraction's launches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Cut of C.
+    pub tile: Tile,
+    /// Pieces of k; above 1 their sums go to a temporary and `reduce` adds them.
+    pub splits: usize,
+    /// Stages per piece; the last piece may have fewer.
+    pub piece: usize,
+    /// Operand A.
+    pub a: Source,
+    /// Operand B.
+    pub b: Source,
+}
+
+impl Plan {
+    /// The plan of a contraction that [`check`] takes.
+    pub fn of(g: &Gemm) -> Plan {
+        #[cfg(test)]
+        if let Some(cut) = forced::CUT.get() {
+            return Plan::with(g, TILES[cut.tile], cut.splits);
+        }
+        let stages = g.k.div_ceil(DEPTH);
+        let mut best: Option<(usize, Tile, usize)> = None;
+        for tile in TILES {
+            // Pieces shorter than 8 stages are not worth a second launch.
+            for splits in 1..=(stages / 8).clamp(1, 64) {
+                let cost = cost(g, tile, splits);
+                if best.is_none_or(|(least, ..)| cost < least) {
+                    best = Some((cost, tile, splits));
+                }
+            }
+        }
+        let (_, tile, splits) = best.unwrap_or((0, TILES[1], 1));
+        Plan::with(g, tile, splits)
+    }
+
+    /// The plan with a given cut.
+    fn with(g: &Gemm, tile: Tile, splits: usize) -> Plan {
+        let stages = g.k.div_ceil(DEPTH);
+        let piece = stages.div_ceil(splits);
+        let (a, b) = (Source::of(g, &g.a, g.m), Source::of(g, &g.b, g.n));
+        Plan { tile, splits: stages.div_ceil(piece), piece, a, b }
+    }
+
+    /// Tiles along m and n.
+    pub fn tiles(&self, g: &Gemm) -> (usize, usize) {
+        (g.m.div_ceil(self.tile.rows), g.n.div_ceil(self.tile.cols))
+    }
+
+    /// Pieces of work of `main`: numbered by piece of k, then matrix, then tile.
+    pub fn items(&self, g: &Gemm) -> usize {
+        let (rows, cols) = self.tiles(g);
+        self.splits * g.matrices() * rows * cols
+    }
+
+    /// Distance of the rows of partial sums, elements.
+    pub fn partial_pitch(g: &Gemm) -> usize {
+        round_up(g.n, VECTOR)
+    }
+
+    /// Elements of partial sums of one piece of k.
+    pub fn partial(g: &Gemm) -> usize {
+        g.matrices() * g.m * Plan::partial_pitch(g)
+    }
+
+    fn temps(&self, g: &Gemm) -> Vec<u64> {
+        let partial = (self.splits > 1).then(|| (self.splits * Plan::partial(g) * 4) as u64);
+        [self.a.temp(g), self.b.temp(g), partial].into_iter().flatten().collect()
+    }
+}
+
+/// Estimated cycles: only their order matters. Fewest wins.
+fn cost(g: &Gemm, tile: Tile, splits: usize) -> usize {
+    let piece = g.k.div_ceil(DEPTH).div_ceil(splits);
+    let items = g.matrices() * g.m.div_ceil(tile.rows) * g.n.div_ceil(tile.cols) * splits;
+    let each = items.div_ceil(PROCESSORS);
+    // A thousand cycles pass between asking for a stage and having it.
+    let waiting = 1000 / ((tile.stages - 1) * each.min(tile.blocks));
+    let products = each * piece * tile.stage_cycles().max(waiting);
+    let epilogue = tile.epilogue_cycles();
+    let main = match each.min(tile.blocks) {
+        1 => products + each * epilogue,
+        _ => products.max(each * epilogue) + epilogue,
+    };
+    // Partial sums are written and read, and a launch takes a while.
+    let reduce = if splits == 1 { 0 } else { 4000 + splits * Plan::partial(g) * 8 / (PROCESSORS * 20) };
+    main + reduce
+}
 
 /// Says why no emitter would take the kernel.
-pub fn check(_: &Gemm) -> Result<(), String> {
-    Err("is not generated for GPUs yet".into())
+pub fn check(g: &Gemm) -> Result<(), String> {
+    let fail = |why: String| Err(format!("gemm {}x{}x{}: {why}", g.m, g.n, g.k));
+    if g.compute != DType::Bf16 {
+        return fail("products of f32 are not generated for GPUs, only bf16 (tensor cores) with f32 sums".into());
+    }
+    for (name, o) in [("A", &g.a), ("B", &g.b)] {
+        if ![DType::F32, DType::Bf16].contains(&o.dtype) {
+            return fail(format!("operand {name} is {:?}, not f32 or bf16", o.dtype));
+        }
+        if o.row != 1 && o.k != 1 {
+            return fail(format!("operand {name} is contiguous along neither of its axes"));
+        }
+        if o.batch.len() != g.batch.len() {
+            return fail(format!("operand {name} has {} batch strides, not {}", o.batch.len(), g.batch.len()));
+        }
+    }
+    if g.m == 0 || g.n == 0 || g.k == 0 || g.matrices() == 0 {
+        return fail("an extent is 0".into());
+    }
+    let largest = i32::MAX as usize / 512;
+    if g.k > i32::MAX as usize / 2 || g.matrices() * g.m.div_ceil(64) * g.n.div_ceil(64) > largest {
+        return fail("too large for 32-bit tile numbers".into());
+    }
+    if g.symmetric && g.m != g.n {
+        return fail("symmetric but not square".into());
+    }
+    epilogue(g).or_else(fail)
+}
+
+/// Epilogues hold element-wise operations, and every output varies along m and n.
+fn epilogue(g: &Gemm) -> Result<(), String> {
+    let body = &g.epilogue;
+    for effect in &body.effects {
+        let ty = &body.buffers[effect.buffer.0 as usize].ty;
+        let spans = |axis: u32, extent: usize| extent == 1 || ty.axes.iter().any(|a| a.0 == axis);
+        if !spans(0, g.m) || !spans(1, g.n) {
+            return Err("an output of the epilogue does not vary along m and n".into());
+        }
+    }
+    for node in &body.nodes {
+        match node.op {
+            Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
+            Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
+            _ => return Err(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
+        }
+    }
+    let bare = |effect: &crate::graph::ir::Effect| {
+        effect.mode == EffectMode::Accumulate
+            && matches!(body.nodes[effect.value.0 as usize].op, Op::Read(b) if b.0 == 0)
+            && body.buffers[effect.buffer.0 as usize].ty.dtype == DType::F32
+    };
+    match &body.effects[..] {
+        [effect] if g.accumulate && !g.symmetric && bare(effect) => Ok(()),
+        _ if !g.accumulate => Ok(()),
+        _ => Err("accumulate needs the bare sum as its only effect, added to an f32 buffer".into()),
+    }
 }
 
 /// The generated functions.
-pub fn launches(_: &Gemm) -> Vec<Launch> {
-    Vec::new()
+pub fn launches(g: &Gemm) -> Vec<Launch> {
+    let plan = Plan::of(g);
+    let mut temps = (0..).map(LaunchArg::Temp);
+    let mut next = || temps.next().unwrap_or(LaunchArg::Temp(0));
+    let mut all = Vec::new();
+    let mut operands = Vec::new();
+    for (entry, source, o, arg) in [("cast_a", &plan.a, &g.a, 0), ("cast_b", &plan.b, &g.b, 1)] {
+        let arg = LaunchArg::Arg(arg);
+        if source.copied.is_none() {
+            operands.push(arg);
+            continue;
+        }
+        let temp = next();
+        let (rows, width) = (source.copied_rows(g), source.extents.0);
+        let bytes = (rows * width * (o.dtype.bytes() + 2)) as u64;
+        all.push(flat(entry, rows * width.div_ceil(VECTOR), vec![arg, temp], 0, bytes));
+        operands.push(temp);
+    }
+    let outputs = (2..2 + g.args.len()).map(LaunchArg::Arg);
+    let partial = (plan.splits > 1).then(next);
+    let mut args = operands;
+    match partial {
+        Some(temp) => args.push(temp),
+        None => args.extend(outputs.clone()),
+    }
+    let sides = [(&plan.a, &g.a, plan.tile.rows), (&plan.b, &g.b, plan.tile.cols)];
+    let maps = sides.iter().enumerate().map(|(i, (s, o, rows))| s.map(g, o, i as u32, *rows)).collect();
+    let operand = |s: &Source| s.matrices(g) * s.extents.0 * s.extents.1 * 2;
+    let partials = if plan.splits > 1 { plan.splits * Plan::partial(g) * 4 } else { 0 };
+    let results = g.output_bytes();
+    all.push(Launch {
+        entry: "main",
+        tasks: blocks(g, &plan),
+        args,
+        scratch: 0,
+        flops: 2 * (g.matrices() * g.m * g.n * g.k) as u64,
+        bytes: (operand(&plan.a) + operand(&plan.b) + partials) as u64 + if plan.splits > 1 { 0 } else { results },
+        gpu: Some(Grid { module: 0, threads: plan.tile.threads(), shared: plan.tile.shared() as u32, maps }),
+    });
+    if let Some(temp) = partial {
+        let args = [temp].into_iter().chain(outputs).collect();
+        let sums = (plan.splits * Plan::partial(g)) as u64;
+        all.push(flat("reduce", Plan::partial(g) / VECTOR, args, sums, 4 * sums + results));
+    }
+    all
+}
+
+/// Cuts that tests choose, so that small shapes meet every one.
+#[cfg(test)]
+pub mod forced {
+    use std::cell::Cell;
+
+    /// A cut.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Cut {
+        /// Number of the tile.
+        pub tile: usize,
+        /// Pieces of k.
+        pub splits: usize,
+        /// Blocks of `main`.
+        pub blocks: u32,
+    }
+
+    thread_local! {
+        /// What [`super::Plan::of`] takes on this thread.
+        pub static CUT: Cell<Option<Cut>> = const { Cell::new(None) };
+    }
+
+    /// Runs `work` with a cut.
+    pub fn with<T>(cut: Option<Cut>, work: impl FnOnce() -> T) -> T {
+        let before = CUT.replace(cut);
+        let result = work();
+        CUT.set(before);
+        result
+    }
+}
+
+/// Blocks of `main`.
+pub fn blocks(g: &Gemm, plan: &Plan) -> u32 {
+    #[cfg(test)]
+    if let Some(cut) = forced::CUT.get() {
+        return cut.blocks.min(plan.items(g) as u32);
+    }
+    plan.items(g).min(PROCESSORS * plan.tile.blocks) as u32
+}
+
+/// A launch with one thread for each of `vectors`.
+fn flat(entry: &'static str, vectors: usize, args: Vec<LaunchArg>, flops: u64, bytes: u64) -> Launch {
+    let tasks = vectors.div_ceil(FLAT_THREADS as usize) as u32;
+    let gpu = Some(Grid { module: 0, threads: FLAT_THREADS, shared: 0, maps: Vec::new() });
+    Launch { entry, tasks, args, scratch: 0, flops, bytes, gpu }
 }
 
 /// Bytes of each temporary.
-pub fn temps(_: &Gemm) -> Vec<u64> {
-    Vec::new()
+pub fn temps(g: &Gemm) -> Vec<u64> {
+    Plan::of(g).temps(g)
 }

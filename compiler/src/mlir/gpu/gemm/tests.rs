@@ -1,0 +1,278 @@
+//! Contractions: they compile, assemble without spills, and (in the emulator) compute what the description says.
+
+use crate::emulate::{Code, Options};
+use crate::graph::build::Builder;
+use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph};
+use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
+use crate::kernel::gpu::gemm::Plan;
+use crate::kernel::gpu::gemm::forced::{self, Cut};
+use crate::kernel::{Kernel, Target};
+use crate::mlir::object::{self, Job, Text};
+use crate::mlir::ptxas;
+use crate::mlir::tier::Tier;
+use crate::schedule::trial::Trial;
+
+/// `acc`, then outputs and arguments as the closure declares them; axes: batch indices, m, n.
+fn epilogue(batch: &[usize], m: usize, n: usize, body: impl Fn(&mut Builder, &[AxisId])) -> Graph {
+    let mut b = Builder::new("epilogue", DType::F32);
+    let mn = [("m", m), ("n", n)].map(|(name, size)| b.axis(name, size, AxisRole::Plain).unwrap());
+    let mut axes = Vec::new();
+    for (i, &size) in batch.iter().enumerate() {
+        axes.push(b.axis(&format!("b{i}"), size, AxisRole::Plain).unwrap());
+    }
+    axes.extend(mn);
+    b.buffer("acc", DType::F32, &axes, BufferKind::Input).unwrap();
+    body(&mut b, &axes);
+    b.finish()
+}
+
+/// `out = acc`
+fn plain(batch: &[usize], m: usize, n: usize, out: DType, accumulate: bool) -> Graph {
+    epilogue(batch, m, n, |b, axes| {
+        let acc = b.find_buffer("acc").unwrap();
+        let sum = b.read(acc).unwrap();
+        let out = b.buffer("out", out, axes, BufferKind::Output).unwrap();
+        if accumulate { b.accumulate(out, sum) } else { b.assign(out, sum) }.unwrap();
+    })
+}
+
+/// A dense result.
+fn dense(batch: usize, m: usize, n: usize) -> EpilogueArg {
+    EpilogueArg { offset: 0, batch: if batch > 1 { vec![(m * n) as i64] } else { vec![] }, m: n as i64, n: 1 }
+}
+
+/// A matrix of [rows, k] or [k, rows] with padded rows.
+fn operand(batch: usize, rows: usize, k: usize, k_major: bool, dtype: DType, pad: usize) -> Operand {
+    let (inner, outer) = if k_major { (k, rows) } else { (rows, k) };
+    let pitch = (inner + pad) as i64;
+    let (row, k) = if k_major { (pitch, 1) } else { (1, pitch) };
+    let batch = if batch > 1 { vec![pitch * outer as i64] } else { vec![] };
+    Operand { dtype, offset: pad as i64, row, k, batch }
+}
+
+fn gemm(batch: usize, (m, n, k): (usize, usize, usize), majors: (bool, bool), out: DType) -> Gemm {
+    let pad = |inner: usize| inner.next_multiple_of(8) - inner;
+    let side =
+        |rows: usize, major: bool| operand(batch, rows, k, major, DType::Bf16, pad(if major { k } else { rows }));
+    let (mut a, mut b) = (side(m, majors.0), side(n, majors.1));
+    (a.offset, b.offset) = (0, 0);
+    let extents = if batch > 1 { &[batch][..] } else { &[] };
+    Gemm {
+        batch: extents.to_vec(),
+        m,
+        n,
+        k,
+        a,
+        b,
+        compute: DType::Bf16,
+        symmetric: false,
+        accumulate: false,
+        epilogue: plain(extents, m, n, out, false),
+        args: vec![dense(batch, m, n)],
+    }
+}
+
+/// Runs a kernel in the emulator against the reference.
+fn emulate(g: &Gemm, cut: Option<Cut>) {
+    let kernel = Kernel::Gemm(g.clone());
+    let what = || format!("{cut:?}\n{}", kernel.text());
+    forced::with(cut, || {
+        Target::Gpu.check(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        let trial = Trial::new(&kernel, 1).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        let code = Code::of(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        for (seed, lazy) in [(0, false), (1, true)] {
+            let mut args = trial.args.clone();
+            let options = Options { seed, lazy, workers: 1 };
+            code.run(&kernel, &mut args, &options).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+            trial.compare(&args).unwrap_or_else(|e| panic!("{options:?}: {e}\n{}", what()));
+        }
+    });
+}
+
+fn cut(tile: usize, splits: usize, blocks: u32) -> Option<Cut> {
+    Some(Cut { tile, splits, blocks })
+}
+
+#[test]
+fn majors_and_tiles() {
+    let (yes, no) = (true, false);
+    emulate(&gemm(1, (72, 136, 80), (yes, yes), DType::Bf16), cut(3, 1, 2));
+    emulate(&gemm(1, (136, 72, 200), (yes, no), DType::F32), cut(2, 1, 1));
+    emulate(&gemm(1, (130, 129, 328), (no, yes), DType::Bf16), cut(1, 1, 3));
+    emulate(&gemm(1, (128, 264, 64), (no, no), DType::Bf16), cut(0, 1, 1));
+}
+
+#[test]
+fn ragged() {
+    for (m, n, k) in [(1, 1, 1), (61, 61, 61), (65, 9, 15)] {
+        emulate(&gemm(1, (m, n, k), (true, false), DType::Bf16), None);
+        emulate(&gemm(1, (m, n, k), (false, true), DType::F32), None);
+    }
+}
+
+#[test]
+fn batches_and_copies() {
+    // A broadcast over the outer index, B over the inner; B's rows are not aligned to 16 bytes.
+    let mut g = gemm(1, (40, 24, 72), (true, false), DType::Bf16);
+    g.batch = vec![2, 3];
+    g.a.batch = vec![0, 40 * 72];
+    g.b = Operand { dtype: DType::Bf16, offset: 3, row: 1, k: 27, batch: vec![27 * 72, 0] };
+    g.epilogue = plain(&[2, 3], 40, 24, DType::Bf16, false);
+    g.args = vec![EpilogueArg { offset: 0, batch: vec![3 * 40 * 24, 40 * 24], m: 24, n: 1 }];
+    emulate(&g, cut(3, 1, 4));
+    // f32 operands, aligned and not; more than three batch indices.
+    for (k_major, pad) in [(true, 0), (false, 3)] {
+        let mut g = gemm(3, (20, 16, 70), (k_major, k_major), DType::F32);
+        g.a = operand(3, 20, 70, k_major, DType::F32, pad);
+        g.b = operand(3, 16, 70, k_major, DType::F32, pad);
+        emulate(&g, cut(3, 1, 2));
+    }
+    let mut g = gemm(1, (9, 8, 16), (true, true), DType::F32);
+    g.batch = vec![2, 1, 2, 2, 2];
+    g.a.batch = vec![1152, 7, 576, 288, 144];
+    g.b.batch = vec![128, 0, 0, 0, 0];
+    g.epilogue = plain(&g.batch, 9, 8, DType::F32, false);
+    g.args[0].batch = vec![576, 0, 288, 144, 72];
+    emulate(&g, None);
+}
+
+#[test]
+fn pieces_of_k_and_accumulation() {
+    let mut g = gemm(1, (72, 44, 500), (false, false), DType::F32);
+    g.accumulate = true;
+    g.epilogue = plain(&[], 72, 44, DType::F32, true);
+    emulate(&g, cut(3, 1, 1));
+    emulate(&g, cut(3, 3, 4));
+    emulate(&gemm(2, (24, 13, 700), (true, false), DType::Bf16), cut(2, 4, 3));
+    let mut g = gemm(1, (64, 64, 48), (true, true), DType::F32);
+    g.symmetric = true;
+    emulate(&g, None);
+}
+
+/// Every kind of argument: per row, per column, per matrix, full, transposed; positions; four outputs, one read before.
+#[test]
+fn epilogues() {
+    let (batch, m, n, k) = (2, 70, 48, 40);
+    for n in [n, n - 3] {
+        let mut g = gemm(batch, (m, n, k), (true, true), DType::F32);
+        g.epilogue = epilogue(&[batch], m, n, |b, axes| {
+            let (bt, ma, na) = (axes[0], axes[1], axes[2]);
+            let input = |b: &mut Builder, name: &str, dtype, axes: &[AxisId]| {
+                let buffer = b.buffer(name, dtype, axes, BufferKind::State).unwrap();
+                b.read(buffer).unwrap()
+            };
+            let acc = b.find_buffer("acc").and_then(|acc| b.read(acc).ok()).unwrap();
+            let scale = input(b, "scale", DType::F32, &[bt, ma]);
+            let bias = input(b, "bias", DType::Bf16, &[na]);
+            let gain = input(b, "gain", DType::F32, &[bt]);
+            let residual = input(b, "residual", DType::Bf16, axes);
+            let x = b.mul(acc, scale).unwrap();
+            let x = b.add(x, bias).unwrap();
+            let t = b.tanh(x).unwrap();
+            let t = b.mul(t, gain).unwrap();
+            let y = b.add(t, residual).unwrap();
+            let other = input(b, "other", DType::F32, axes);
+            let y = b.add(y, other).unwrap();
+            let out = b.buffer("y", DType::Bf16, axes, BufferKind::Output).unwrap();
+            b.assign(out, y).unwrap();
+            let zero = b.constant(0.0);
+            let positive = b.binary(crate::graph::ir::Binary::Gt, x, zero).unwrap();
+            let half = b.mul_const(x, 0.5).unwrap();
+            let leaky = b.select(positive, x, half).unwrap();
+            let out = b.buffer("leaky", DType::F32, axes, BufferKind::Output).unwrap();
+            b.assign(out, leaky).unwrap();
+            let total = b.buffer("total", DType::F32, axes, BufferKind::State).unwrap();
+            let old = b.read(total).unwrap();
+            let sum = b.add(old, t).unwrap();
+            b.assign(total, sum).unwrap();
+            let (row, col) = (b.iota(ma).unwrap(), b.iota(na).unwrap());
+            let row = b.broadcast(row, axes).unwrap();
+            let place = b.add(row, col).unwrap();
+            let out = b.buffer("place", DType::I32, axes, BufferKind::Output).unwrap();
+            b.assign(out, place).unwrap();
+        });
+        let full = dense(batch, m, n);
+        let (mn, mi) = ((m * n) as i64, m as i64);
+        g.args = vec![
+            EpilogueArg { offset: 0, batch: vec![mi], m: 1, n: 0 },
+            EpilogueArg { offset: 0, batch: vec![0], m: 0, n: 1 },
+            EpilogueArg { offset: 0, batch: vec![1], m: 0, n: 0 },
+            full.clone(),
+            // Stored transposed.
+            EpilogueArg { offset: 0, batch: vec![mn], m: 1, n: mi },
+            full.clone(),
+            full.clone(),
+            full.clone(),
+            full,
+        ];
+        emulate(&g, cut(2, 1, 2));
+        emulate(&g, cut(3, 1, 8));
+    }
+}
+
+#[test]
+fn plans_fill_the_machine() {
+    let plan = |shape, majors| Plan::of(&gemm(1, shape, majors, DType::Bf16));
+    // Activations: many tiles, two blocks per multiprocessor. Gradients of weights: k in pieces. Small matrices: small tiles.
+    let p = plan((98304, 512, 512), (true, true));
+    assert_eq!((p.tile.cols, p.tile.blocks, p.splits), (128, 2, 1));
+    let p = plan((512, 512, 98304), (false, false));
+    assert!(p.splits * 8 >= 120 && p.tile.cols == 256, "{p:?}");
+    let p = plan((512, 512, 512), (true, false));
+    assert_eq!((p.tile.rows, p.splits), (64, 1));
+    for tile in crate::kernel::gpu::gemm::TILES {
+        // A multiprocessor has 228 KiB; each block takes 1 KiB for itself.
+        assert!(tile.blocks * (tile.shared() + 1024) <= 228 << 10, "{tile:?}");
+        assert!(tile.rows <= 256 && tile.cols <= 256);
+    }
+}
+
+#[test]
+fn what_cannot_be_emitted_is_refused() {
+    let mut g = gemm(1, (64, 64, 64), (true, true), DType::F32);
+    g.compute = DType::F32;
+    let why = Target::Gpu.check(&Kernel::Gemm(g.clone())).unwrap_err();
+    assert!(why.contains("products of f32"), "{why}");
+    g.compute = DType::Bf16;
+    g.accumulate = true;
+    let why = Target::Gpu.check(&Kernel::Gemm(g)).unwrap_err();
+    assert!(why.contains("bare sum"), "{why}");
+}
+
+/// PTX of a kernel and what the assembler says of it, if there is one.
+fn assembled(g: &Gemm) -> (String, Option<ptxas::Report>) {
+    let ptx = object::text(&Job { kernel: Kernel::Gemm(g.clone()), tier: Tier::Sm90a }, Text::Asm).unwrap();
+    let report = ptxas::find().map(|path| ptxas::assemble(&path, &ptx).unwrap_or_else(|e| panic!("{e}")));
+    (ptx, report)
+}
+
+#[test]
+fn products_stay_in_registers() {
+    for (tile, limit) in [(0, 224), (1, 112), (2, 112), (3, 200)] {
+        let g = gemm(1, (1024, 1024, 512), (true, tile % 2 == 0), DType::Bf16);
+        let (ptx, report) = forced::with(cut(tile, 1, 8), || assembled(&g));
+        // Four products per stage: once peeled, once in the loop.
+        assert_eq!(ptx.matches("wgmma.mma_async").count(), 8);
+        let Some(report) = report else {
+            eprintln!("skipped: no ptxas on PATH or at GOLF_PTXAS");
+            continue;
+        };
+        assert_eq!(report.remarks, Vec::<String>::new(), "tile {tile}");
+        for (name, usage) in &report.kernels {
+            assert!(usage.registers <= limit && usage.spills == 0 && usage.stack == 0, "tile {tile} {name}: {usage:?}");
+        }
+    }
+}
+
+#[test]
+fn reads_like_a_pipeline() {
+    let mut g = gemm(1, (64, 64, 128), (true, false), DType::F32);
+    g.a.dtype = DType::F32;
+    // Partial sums: the shortest epilogue.
+    let text = forced::with(cut(3, 2, 2), || {
+        let kernel = Kernel::Gemm(g);
+        let symbol = kernel.symbol();
+        object::text(&Job { kernel, tier: Tier::Sm90a }, Text::Mlir).unwrap().replace(&symbol, "gemm")
+    });
+    insta::assert_snapshot!("gemm", text);
+}
