@@ -18,6 +18,7 @@ mod calls;
 pub mod check;
 mod copy;
 mod fragment;
+mod graph;
 pub mod launch;
 pub mod lower;
 mod memory;
@@ -30,4 +31,5 @@ pub mod text;
 mod tests;
 
 pub use check::{check, check_program};
+pub use graph::graph;
 pub use launch::{Code, Options, Report, run};

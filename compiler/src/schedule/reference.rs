@@ -81,9 +81,17 @@ impl Heap {
     }
 }
 
+/// How [`run_with`] runs a kernel.
+pub type Runner<'r> = dyn FnMut(&Kernel, &[Pointer], &mut Heap) -> Result<(), String> + 'r;
+
+/// Runs all kernels of a schedule by their descriptions, see [`run_with`].
+pub fn run(s: &Scheduled, inputs: &Contents) -> Outcome<Contents> {
+    run_with(s, inputs, &mut kernel)
+}
+
 /// Runs all kernels of a schedule on given buffer contents. Gives every buffer of the graph afterwards; buffers not given start at zero
 /// if the graph's kernels only accumulate into them, else undefined.
-pub fn run(s: &Scheduled, inputs: &Contents) -> Outcome<Contents> {
+pub fn run_with(s: &Scheduled, inputs: &Contents, runner: &mut Runner<'_>) -> Outcome<Contents> {
     let g = &s.graph;
     let mut heap = Heap::default();
     let dims = |axes: &[AxisId]| -> Vec<usize> { axes.iter().map(|a| g.axes[a.0 as usize].size).collect() };
@@ -124,7 +132,7 @@ pub fn run(s: &Scheduled, inputs: &Contents) -> Outcome<Contents> {
                 Ok(Pointer { offset: base.offset + a.offset, ..base })
             })
             .collect::<Outcome<_>>()?;
-        kernel(&step.kernel, &args, &mut heap).map_err(|why| format!("step {i}: {why}\n{}", step.kernel.text()))?;
+        runner(&step.kernel, &args, &mut heap).map_err(|why| format!("step {i}: {why}\n{}", step.kernel.text()))?;
     }
     let mut out = Contents::new();
     for (i, buffer) in g.buffers.iter().enumerate() {
