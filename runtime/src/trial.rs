@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::plan::{DType, Grid};
 use crate::rng::Stream;
 
@@ -106,6 +107,19 @@ pub struct Trials {
     pub trials: Vec<Trial>,
 }
 
+impl Trials {
+    /// From the packed form, postcard in zstd. Error: the executable is damaged.
+    pub fn unpack(packed: &[u8]) -> Result<Trials> {
+        let damaged = |what: String| Error::input(format!("the trials inside this executable are damaged: {what}"));
+        let size = zstd::bulk::Decompressor::upper_bound(packed).unwrap_or(LIMIT).min(LIMIT);
+        let plain = zstd::bulk::decompress(packed, size).map_err(|e| damaged(e.to_string()))?;
+        postcard::from_bytes(&plain).map_err(|e| damaged(e.to_string()))
+    }
+}
+
+/// No list of trials is nearly as large once unpacked.
+const LIMIT: usize = 1 << 30;
+
 /// The random stream of an argument.
 pub fn stream(seed: u64, index: usize) -> Stream {
     Stream::new(seed, &format!("trial argument {index}"))
@@ -149,7 +163,7 @@ pub fn element(dtype: DType, bytes: &[u8]) -> f64 {
 
 impl Expected {
     /// Largest difference in units of what is allowed. Error: the first element beyond it.
-    pub fn compare(&self, dtype: DType, after: &[u8]) -> Result<f64, String> {
+    pub fn compare(&self, dtype: DType, after: &[u8]) -> std::result::Result<f64, String> {
         let mut worst: f64 = 0.0;
         for &(i, want) in &self.samples {
             let got = element(dtype, &after[i as usize * dtype.bytes()..][..dtype.bytes()]);

@@ -10,6 +10,7 @@ mod info;
 mod probe;
 #[cfg(test)]
 mod tests;
+pub mod trials;
 
 use std::ffi::OsString;
 use std::path::Path;

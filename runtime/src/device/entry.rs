@@ -12,12 +12,38 @@ use crate::plan::ProgramTable;
 /// `argv` holds `argc` C strings, as `main` received them; `table` is golfc's, see [`Code::new`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn golf_main(argc: c_int, argv: *const *const c_char, table: *const ProgramTable) -> c_int {
-    let args = (0..argc.max(0) as usize).map(|i| {
+    // SAFETY: the caller's promise.
+    let args = unsafe { arguments(argc, argv) };
+    // SAFETY: the caller's promise.
+    let load = || unsafe { Code::new(&*table) };
+    crate::cli::main(args, load)
+}
+
+/// Runs the command line on trials of kernels. Returns the exit code.
+///
+/// # Safety
+/// `argv` holds `argc` C strings, as `main` received them; `packed` is `length` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn golf_check_main(
+    argc: c_int,
+    argv: *const *const c_char,
+    packed: *const u8,
+    length: u64,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let args = unsafe { arguments(argc, argv) };
+    // SAFETY: the caller's promise.
+    let packed = unsafe { std::slice::from_raw_parts(packed, length as usize) };
+    crate::cli::trials::main(args, || crate::trial::Trials::unpack(packed))
+}
+
+/// # Safety
+/// `argv` holds `argc` C strings.
+unsafe fn arguments(argc: c_int, argv: *const *const c_char) -> Vec<OsString> {
+    let one = |i: usize| {
         // SAFETY: the caller's promise.
         let arg = unsafe { CStr::from_ptr(*argv.add(i)) };
         OsString::from_vec(arg.to_bytes().to_vec())
-    });
-    // SAFETY: the caller's promise.
-    let load = || unsafe { Code::new(&*table) };
-    crate::cli::main(args.collect(), load)
+    };
+    (0..argc.max(0) as usize).map(one).collect()
 }
