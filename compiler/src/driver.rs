@@ -145,9 +145,6 @@ fn check_options(o: &Options) -> Result<()> {
     if let Some(p) = o.precision.as_deref().filter(|p| !["f32", "bf16"].contains(p)) {
         return Err(Error::usage(format!("--precision {p}: expected f32 or bf16")));
     }
-    if o.check_kernels {
-        return Err(Error::usage("--check-kernels: this golfc generates no GPU kernels to emulate"));
-    }
     if o.emit_check && (o.out.is_none() || !o.targets.iter().any(|t| t == Target::Gpu.device())) {
         return Err(Error::usage(format!(
             "--emit-check makes an executable for a GPU: it needs -o PATH and --target {}",
@@ -183,7 +180,7 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     if o.check_legality {
         program::perturbation(&model, &parts[0].sizes).map_err(|e| source.stop(e))?;
     }
-    let wanted = o.out.is_some() || o.explain || emit::needs_plan(emits);
+    let wanted = o.out.is_some() || o.explain || o.check_kernels || emit::needs_plan(emits);
     if !wanted {
         return Ok(());
     }
@@ -193,7 +190,32 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
         let text = explain::text(&model, &built);
         emit::stdout(&text)?;
     }
+    if o.check_kernels {
+        emulated(&built, times)?;
+    }
     code(o, emits, &built, times)
+}
+
+/// `--check-kernels`: every kernel of the GPU plan on the emulator.
+#[cfg(feature = "mlir")]
+fn emulated(built: &program::Built, times: &mut Times) -> Outcome<()> {
+    let gpu = built.planned.iter().find(|p| p.target == Target::Gpu);
+    let gpu = gpu.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))?;
+    let kernels: Vec<_> = gpu.graphs.iter().flat_map(|g| &g.steps).map(|s| s.kernel.clone()).collect();
+    let mut closed = Ok(());
+    let mut say = |line: &str| {
+        if closed.is_ok() {
+            closed = emit::stdout(&format!("{line}\n"));
+        }
+    };
+    let done = times.stage("emulator", || crate::emulate::check_program(&kernels, &mut say));
+    closed?;
+    done.map_err(|e| Error::machine(format!("{e}; this is a bug of golfc")).into())
+}
+
+#[cfg(not(feature = "mlir"))]
+fn emulated(_: &program::Built, _: &mut Times) -> Outcome<()> {
+    Err(Error::input("this golfc was built without code generation (cargo feature `mlir`)").into())
 }
 
 #[cfg(feature = "mlir")]
@@ -249,7 +271,8 @@ fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) ->
 /// The variants an executable holds: the CPU's in every precision, then the GPU's (bf16 only: its matrix units know no f32).
 fn kinds(model: &lang::Model, o: &Options) -> Vec<(Target, DType)> {
     let precisions = precisions(model, o.precision.as_deref());
-    let gpu = o.targets.iter().any(|t| t == Target::Gpu.device()) && precisions[0] == DType::Bf16;
+    let asked = o.check_kernels || o.targets.iter().any(|t| t == Target::Gpu.device());
+    let gpu = asked && precisions[0] == DType::Bf16;
     let cpu = precisions.into_iter().map(|p| (Target::Cpu, p));
     cpu.chain(gpu.then_some((Target::Gpu, DType::Bf16))).collect()
 }
