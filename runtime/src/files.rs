@@ -1,4 +1,4 @@
-//! Writing files that are whole or not there.
+//! Files: written whole or not at all, read up to a limit, hashed.
 //!
 //! *Takes* a path and what to write; *gives* nothing; *promises* that the name appears only when every byte is on disk (temporary
 //! name, fsync, rename, fsync of the directory), that a failure leaves neither a half-written file nor a temporary one, and that being
@@ -158,6 +158,13 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// BLAKE3 of a whole file, what `b3sum FILE` prints.
+pub fn hash(path: &Path) -> Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    File::open(path).and_then(|file| hasher.update_reader(file).map(drop)).map_err(|e| Error::io(path, e))?;
+    Ok(hasher.finalize())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +191,8 @@ mod tests {
         assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
         assert_eq!(read_bounded(&path, 4).unwrap_err().exit_code(), 1);
         assert_eq!(read_bounded(&dir.path().join("y"), 4).unwrap_err().exit_code(), 1);
+        assert_eq!(hash(&path).unwrap(), blake3::hash(b"12345"));
+        assert_eq!(hash(&dir.path().join("y")).unwrap_err().exit_code(), 1);
         assert!(
             Faults::parse("kill:x").is_err()
                 && Faults::parse("stop:x:1").is_err()

@@ -6,8 +6,9 @@
 use std::path::Path;
 
 use super::manifest::Manifest;
-use super::tokenizer::{self, BYTES_VOCAB, Kind, SPACE, Tokenizer};
+use super::tokenizer::{BYTES_VOCAB, Kind, SPACE, Tokenizer};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Byte counts by token id; all three tables have one entry per id of the vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ impl ByteTable {
                 format!("a tokenizer of {} ids, the program's vocabulary is {vocab}", tokenizer.vocab()),
             ));
         }
-        let hash = tokenizer::hash(&path)?;
+        let hash = files::hash(&path)?;
         if let Some(manifest) = Manifest::read(dir)? {
             manifest.check_tokenizer(&path, &hash)?;
         }

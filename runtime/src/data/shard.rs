@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// First word of a shard.
 pub const MAGIC: i32 = 20240520;
@@ -122,16 +123,7 @@ impl Shard {
 
     /// BLAKE3 of the whole file, what `b3sum FILE` prints.
     pub fn hash(&self) -> Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        let mut block = [0; BLOCK];
-        let (mut at, end) = (0, HEADER_BYTES + 2 * self.tokens);
-        while at < end {
-            let n = BLOCK.min((end - at) as usize);
-            self.file.read_exact_at(&mut block[..n], at).map_err(|e| Error::io(&self.path, e))?;
-            hasher.update(&block[..n]);
-            at += n as u64;
-        }
-        Ok(hasher.finalize())
+        files::hash(&self.path)
     }
 }
 

@@ -100,15 +100,6 @@ impl TokenStream {
         }
         Ok(())
     }
-
-    /// One content hash of the stream: BLAKE3 over the 32-byte file hashes of its shards, in order. Reads everything.
-    pub fn hash(&self) -> Result<blake3::Hash> {
-        let mut hasher = blake3::Hasher::new();
-        for shard in &self.shards {
-            hasher.update(shard.hash()?.as_bytes());
-        }
-        Ok(hasher.finalize())
-    }
 }
 
 /// Paths of `dir` that match `pattern`, sorted by name bytes, without the side-cars `…bytes_…`.
@@ -186,11 +177,6 @@ pub(crate) mod tests {
         let mut out = [0; 4];
         stream.read(0, &mut out).unwrap();
         assert_eq!(out, [1, 2, 3, 4]);
-        let hashes: Vec<u8> = ["fineweb_val_000000.bin", "fineweb_val_000001.bin"]
-            .iter()
-            .flat_map(|f| *blake3::hash(&std::fs::read(dir.path().join(f)).unwrap()).as_bytes())
-            .collect();
-        assert_eq!(stream.hash().unwrap(), blake3::hash(&hashes));
         assert!(stream.check(u64::MAX).is_ok());
         let strict = TokenStream::open(dir.path(), "fineweb_val_*.bin", 4).unwrap();
         let text = strict.check(u64::MAX).unwrap_err().to_string();

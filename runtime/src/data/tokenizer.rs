@@ -5,11 +5,11 @@
 //! The encoder lives in golfc; a running program needs the byte counts of the pieces only.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::wire::{Field, Wire};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// File name of the byte tokenizer's marker. Its content does not matter.
 pub const BYTES_FILE: &str = "tokenizer.bytes";
@@ -107,7 +107,7 @@ pub enum Tokenizer {
 impl Tokenizer {
     /// Reads a tokenizer: the byte tokenizer if the file is named `tokenizer.bytes`, a `.model` otherwise.
     pub fn read(path: &Path) -> Result<Tokenizer> {
-        let bytes = read_bounded(path)?;
+        let bytes = files::read_bounded(path, MODEL_LIMIT)?;
         if path.file_name().is_some_and(|name| name == BYTES_FILE) {
             return Ok(Tokenizer::Bytes);
         }
@@ -148,22 +148,6 @@ impl Tokenizer {
             Tokenizer::Model(m) => m.pieces.len(),
         }
     }
-}
-
-/// Reads a tokenizer file whole, refusing absurd sizes.
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(MODEL_LIMIT + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > MODEL_LIMIT {
-        return Err(Error::at(path, MODEL_LIMIT, "larger than any tokenizer: 64 MiB"));
-    }
-    Ok(bytes)
-}
-
-/// BLAKE3 of a tokenizer's file.
-pub fn hash(path: &Path) -> Result<blake3::Hash> {
-    read_bounded(path).map(|bytes| blake3::hash(&bytes))
 }
 
 /// Parses a `.model`; `path` is for messages.

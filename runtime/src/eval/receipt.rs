@@ -7,10 +7,11 @@
 //! forgery. Only re-execution (`verify --replay`) proves a score.
 
 use crate::error::{Error, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -140,16 +141,7 @@ pub fn hash(bytes: &[u8]) -> Hash {
 
 /// Hash of a file's content.
 pub fn hash_file(path: &Path) -> Result<Hash> {
-    let mut hasher = blake3::Hasher::new();
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut buffer = vec![0u8; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(|e| Error::io(path, e))?;
-        if n == 0 {
-            return Ok(hasher.finalize().to_hex().to_string());
-        }
-        hasher.update(&buffer[..n]);
-    }
+    files::hash(path).map(|h| h.to_hex().to_string())
 }
 
 /// Hash of little-endian f32 values.

@@ -12,7 +12,7 @@ use crate::clock::{self, Clock, Kind, Reading, Source, Tick};
 use crate::data::Loader;
 use crate::error::{Error, Result};
 use crate::exec::Session;
-use crate::files::Faults;
+use crate::files::{self, Faults};
 use crate::host;
 use crate::init::initialise;
 use crate::report::record::{Start, Step};
@@ -172,7 +172,7 @@ impl Trainer {
             _ => None,
         });
         let path = self.run.out.join(WEIGHTS);
-        Ok(said.is_some_and(|said| hash_file(&path).is_ok_and(|h| h == said)))
+        Ok(said.is_some_and(|said| files::hash(&path).is_ok_and(|h| h.to_hex().as_str() == said)))
     }
 
     pub(super) fn run(mut self) -> Result<Run> {
@@ -338,18 +338,11 @@ impl Trainer {
             of,
             train_ms,
             average: average.map(|i| train.averages[i].name.clone()),
-            weights: hash_file(&path)?,
+            weights: files::hash(&path)?.to_hex().to_string(),
             peak_rss: peak_rss(),
         })?;
         run.ledger.sync()?;
         run.draw()?;
         Ok(run)
     }
-}
-
-fn hash_file(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    hasher.update_reader(file).map_err(|e| Error::io(path, e))?;
-    Ok(hasher.finalize().to_hex().to_string())
 }
