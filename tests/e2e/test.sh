@@ -11,4 +11,5 @@ say "grammar, compiler and runtime"
 cargo test --workspace --no-fail-fast
 say "models/tiny.golf end to end"
 cargo build -p golf-compiler
-tests/e2e/tiny.sh target/debug/golfc
+cargo build -p golf-runtime --example forge
+tests/e2e/tiny.sh target/debug/golfc target/debug/examples/forge

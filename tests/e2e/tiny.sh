@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # models/tiny.golf as a user would run it: the whole job, bits over thread counts, kills and resumes, receipts, bad input.
-# usage: tiny.sh GOLFC   (prints one line per check; exits 1 at the first that fails)
+# usage: tiny.sh GOLFC FORGE   (prints one line per check; exits 1 at the first that fails; FORGE is the runtime's example of that name)
 set -euo pipefail
 golfc=$(realpath "$1")
+forge=$(realpath "$2")
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -72,6 +73,12 @@ damage sed -i '3p'
 damage sed -i '2{h;d};3{G}'
 damage sed -i '$d'
 cp receipt.good run1/receipt.jsonl
+# A forgery that recomputes every sum and hash passes what needs no re-execution, and nothing else.
+cp -r run1 forged && "$forge" forged
+! cmp -s run1/receipt.jsonl forged/receipt.jsonl || fail "nothing was forged"
+expect 0 "level a passed.*proves nothing against" ./tiny verify --out forged
+expect 0 "level b passed.*does not prove the losses" ./tiny verify --out forged --data data
+expect 1 "re-executed losses differ" ./tiny verify --out forged --data data --replay
 
 # Bad input: one clear message, the right exit code.
 expect 2 "holds a run" ./tiny train --data data --out run1 --steps 1

@@ -10,6 +10,10 @@ use crate::error::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+#[allow(dead_code)]
+#[path = "../../examples/forge.rs"]
+mod forge;
+
 const VOCAB: usize = 5;
 
 /// p(token) = softmax(w), whatever the context. Counts what it is asked, and can be told to die.
@@ -225,20 +229,7 @@ fn a_consistent_forgery_passes_alone_and_fails_replay() {
     let case = Case::new(200);
     case.run(&mut Unigram::new(), dir.path()).unwrap();
     let files = Files::of(dir.path());
-    let r = receipt::read(&files.receipt).unwrap();
-    // Lower every loss a little and recompute everything a forger can recompute.
-    let nll: Vec<f32> = super::protocol::read_nll(&files.nll, 200).unwrap().iter().map(|x| x * 0.99).collect();
-    std::fs::write(&files.nll, bytemuck::cast_slice::<f32, u8>(&nll)).unwrap();
-    let mut w = receipt::Writer::create(&files.receipt, r.header.clone()).unwrap();
-    let mut total = 0.0;
-    for c in &r.chunks {
-        let part = &nll[c.first as usize..(c.first + c.count) as usize];
-        let sum: f64 = part.iter().map(|&x| x as f64).sum();
-        total += sum;
-        w.chunk(receipt::ChunkLine { sum_nll: receipt::hex_f64(sum), nll: receipt::hash_f32(part), ..c.clone() })
-            .unwrap();
-    }
-    w.end(receipt::End { sum_nll: receipt::hex_f64(total), ..r.end.unwrap() }).unwrap();
+    let nll = forge::forge(dir.path()).unwrap();
     let (forged, _) = verify::alone(&files.receipt, &files.nll).unwrap();
     verify::against_data(&files.receipt, &forged, &case.stream(), &case.windows).unwrap();
     for same_device in [true, false] {
