@@ -82,6 +82,8 @@ pub(super) struct Clusters<'p> {
     pub list: Vec<Cluster>,
     /// By node.
     pub spot: Vec<Spot>,
+    /// The view each node is, as [`super::layout::Layouts::view`] says; asked for too often to work it out every time.
+    pub views: Vec<Option<View>>,
     /// Homed nodes that other clusters compute again instead of reading.
     pub inlined: BTreeSet<NodeId>,
     /// Values that were loose at first, and the first cluster that came after they got a home.
@@ -151,14 +153,14 @@ impl Clusters<'_> {
     }
 
     /// The view a node is, if it needs no computing in `cluster`: its base lies in memory before the cluster runs.
-    pub fn leaf(&self, n: NodeId, cluster: usize, inlined: impl Fn(NodeId) -> bool) -> Option<View> {
+    pub fn leaf(&self, n: NodeId, cluster: usize, inlined: impl Fn(NodeId) -> bool) -> Option<&View> {
         // Clusters that are older than a value's home compute it for themselves.
         let early = |x: NodeId| self.late.get(&x).is_some_and(|from| cluster < *from);
         let stored = |x: NodeId| match self.spot[x.0 as usize] {
             Spot::In(home) => home != cluster && !inlined(x) && !early(x),
             Spot::Loose => buffer_of(self.g(), x).is_some(),
         };
-        self.p.layouts.view(self.g(), n).filter(|v| stored(v.base))
+        self.views[n.0 as usize].as_ref().filter(|v| stored(v.base))
     }
 
     /// Outer axes of a row cluster.
@@ -216,11 +218,11 @@ impl<'a> Walk<'a> {
         }
         let what = if here && self.depth == Depth::New {
             Use::Compute
-        } else if here && self.column_source(n).is_some() {
-            Use::Partial(self.column_source(n).unwrap_or_default())
+        } else if let Some(source) = self.column_source(n).filter(|_| here) {
+            Use::Partial(source)
         } else if let Some(view) = self.clusters.leaf(n, self.cluster, inlined) {
-            self.check_leaf(n, &view, &mine)?;
-            Use::Leaf(view)
+            self.check_leaf(n, view, &mine)?;
+            Use::Leaf(view.clone())
         } else if let (Kind::Gemm { dot, .. }, true) = (&self.clusters.list[self.cluster].kind, here)
             && *dot == n
         {
@@ -240,6 +242,9 @@ impl<'a> Walk<'a> {
     /// The cluster whose rows a homed column sum adds up.
     fn column_source(&self, n: NodeId) -> Option<usize> {
         let list = &self.clusters.list;
+        if !matches!(self.clusters.g().nodes[n.0 as usize].op, Op::Reduce(..)) {
+            return None;
+        }
         list[self.cluster].deps.iter().copied().find(|d| list[*d].columns.contains(&n))
     }
 

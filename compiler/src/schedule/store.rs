@@ -79,6 +79,8 @@ type Need = (NodeId, bool);
 #[derive(Debug, Default)]
 struct Journal {
     bodies: Vec<(usize, Body)>,
+    /// The cluster that cannot compute what it would have to.
+    failed: Option<usize>,
     users: Vec<(Need, usize, bool)>,
 }
 
@@ -96,6 +98,10 @@ struct Store<'c, 'p> {
     fixed: BTreeSet<NodeId>,
     inlined: BTreeSet<NodeId>,
     now: State,
+    /// How often the body of a cluster, or who reads its values, has changed.
+    changes: Vec<u32>,
+    /// Groups that were tried in vain, with the clusters that had a say and their changes by then.
+    vain: BTreeMap<BTreeSet<NodeId>, Vec<(usize, u32)>>,
 }
 
 impl<'c, 'p> Store<'c, 'p> {
@@ -125,10 +131,12 @@ impl<'c, 'p> Store<'c, 'p> {
             fixed: BTreeSet::new(),
             inlined: BTreeSet::new(),
             now: State::default(),
+            changes: vec![0; c.list.len()],
+            vain: BTreeMap::new(),
         };
         let start: BTreeSet<_> = (0..c.list.len()).filter(|i| !s.effects[*i].is_empty()).collect();
         let mut state = State { bodies: vec![Body::default(); c.list.len()], users: BTreeMap::new() };
-        let settled = s.settle(&mut state, start, &BTreeSet::new(), &mut Journal::default());
+        let settled = s.settle(&mut state, start, &BTreeSet::new(), &mut Journal::default(), &|_, _, _| true);
         settled.map_err(|why| Error::new(&c.g().name, why))?;
         s.now = state;
         for (i, _) in s.now.bodies.iter().enumerate().filter(|(_, b)| b.alive()) {
@@ -137,19 +145,22 @@ impl<'c, 'p> Store<'c, 'p> {
         Ok(s)
     }
 
-    /// Recomputes bodies until they agree with who reads what.
+    /// Recomputes bodies until they agree with who reads what. Stops with an error at the first body that cannot be, or that does not
+    /// `suit` in place of the body before.
     fn settle(
         &self,
         state: &mut State,
         start: BTreeSet<usize>,
         also: &BTreeSet<NodeId>,
         journal: &mut Journal,
+        suits: &dyn Fn(usize, &Body, &Body) -> bool,
     ) -> Result<(), String> {
         let mut todo = start;
         while let Some(c) = todo.pop_last() {
-            let body = self.body(c, state, also)?;
+            let body = self.body(c, state, also).inspect_err(|_| journal.failed = Some(c))?;
             let old = std::mem::replace(&mut state.bodies[c], body);
             let (before, after) = (old.needs(), state.bodies[c].needs());
+            let suited = suits(c, &old, &state.bodies[c]);
             journal.bodies.push((c, old));
             for n in before.difference(&after) {
                 let users = state.users.entry(*n).or_default();
@@ -166,6 +177,9 @@ impl<'c, 'p> Store<'c, 'p> {
                 }
                 users.insert(c);
                 journal.users.push((*n, c, true));
+            }
+            if !suited {
+                return Err(format!("kernel {c} would read too much"));
             }
         }
         Ok(())
@@ -320,13 +334,18 @@ impl<'c, 'p> Store<'c, 'p> {
     }
 
     /// Takes some values out of memory if that makes the kernels cheaper.
-    fn attempt(&mut self, group: &BTreeSet<NodeId>) -> bool {
-        let mut also = self.inlined.clone();
-        also.extend(group);
+    fn attempt(&mut self, group: &BTreeSet<NodeId>) {
+        // Nothing that had a say has changed: the answer is the same.
+        if self.vain.get(group).is_some_and(|seen| seen.iter().all(|(c, changes)| self.changes[*c] == *changes)) {
+            return;
+        }
+        let mut also = std::mem::take(&mut self.inlined);
+        let new: Vec<_> = group.iter().copied().filter(|n| also.insert(*n)).collect();
         let start = group.iter().filter_map(|n| self.now.users.get(&(*n, false))).flatten().copied().collect();
         let mut state = std::mem::take(&mut self.now);
         let mut journal = Journal::default();
-        let settled = self.settle(&mut state, start, &also, &mut journal).is_ok();
+        let suits = |c: usize, old: &Body, new: &Body| self.acceptable(c, old, new);
+        let settled = self.settle(&mut state, start, &also, &mut journal, &suits).is_ok();
         let good = settled && {
             let mut gain = 0.0;
             let mut first = BTreeSet::new();
@@ -336,13 +355,21 @@ impl<'c, 'p> Store<'c, 'p> {
                 self.acceptable(*c, old, new)
             }) && gain > 1e-9
         };
+        let providers = journal.users.iter().filter_map(|(need, ..)| self.provider(*need));
+        let homes = group.iter().filter_map(|n| self.c.home(*n));
+        let bodies = journal.bodies.iter().map(|(c, _)| *c).chain(journal.failed);
+        let touched: BTreeSet<_> = bodies.chain(providers).chain(homes).collect();
         if good {
-            self.inlined = also;
+            touched.iter().for_each(|c| self.changes[*c] += 1);
         } else {
             Self::undo(&mut state, journal);
+            new.iter().for_each(|n| {
+                also.remove(n);
+            });
+            self.vain.insert(group.clone(), touched.into_iter().map(|c| (c, self.changes[c])).collect());
         }
+        self.inlined = also;
         self.now = state;
-        good
     }
 
     /// A kernel may compute more than before, but not read more large values, nor buffers that another one writes.
