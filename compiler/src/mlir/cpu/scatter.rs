@@ -76,7 +76,9 @@ mod tests {
     use crate::kernel::Kernel;
     use crate::kernel::row::run::{read, write};
     use crate::mlir::jit;
+    use crate::mlir::object::{self, Job, Text};
     use crate::mlir::tests::{Random, tiers};
+    use crate::mlir::tier::Tier;
 
     /// Rows added one after the other in f32 are the expected bits.
     #[test]
@@ -118,5 +120,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn code_is_small_and_readable() {
+        let kernel = Kernel::Scatter(Scatter { rows: 61, width: 24, size: 7, src: DType::Bf16, accumulate: false });
+        let symbol = kernel.symbol();
+        let text = object::text(&Job { kernel, tier: Tier::V3 }, Text::Mlir).unwrap();
+        insta::assert_snapshot!("scatter", text.replace(&symbol, "scatter"));
     }
 }

@@ -4,6 +4,8 @@ use crate::graph::ir::{Bits, DType};
 use crate::kernel::Kernel;
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
 use crate::mlir::jit;
+use crate::mlir::object::{self, Job, Text};
+use crate::mlir::tests::outline;
 use crate::mlir::tier::Tier;
 
 /// Dense [b, t, kv, g, d] (g = 1 for k and v).
@@ -219,4 +221,14 @@ fn unsupported_forms_say_so() {
     assert!(k.check().unwrap_err().contains("document"));
     let k = kernel(Case { dim: 13, ..CASES[0] }, DType::Bf16, Pass::Forward);
     assert!(k.check().unwrap_err().contains("even head dimension"));
+}
+
+/// Whole kernels are too long to read; their loops and what stands in them are not.
+#[test]
+fn loops_of_both_passes() {
+    let c = Case { batch: 1, time: 128, kv: 1, group: 2, dim: 16, causal: true, window: None };
+    for (name, pass) in [("forward", Pass::Forward), ("backward", Pass::Backward)] {
+        let job = Job { kernel: Kernel::Attend(kernel(c, DType::Bf16, pass)), tier: Tier::Avx512Bf16 };
+        insta::assert_snapshot!(name, outline(&object::text(&job, Text::Mlir).unwrap()));
+    }
 }
