@@ -15,6 +15,9 @@ use super::order::Agent;
 /// A tensor map whose tensor has been found in memory. Kernels pass its address around and never look inside.
 pub(super) struct Map {
     address: usize,
+    region: usize,
+    /// First address of the region.
+    start: usize,
     dims: [u64; 5],
     /// Byte strides, the innermost first.
     strides: [u64; 5],
@@ -52,8 +55,17 @@ impl Map {
         {
             return refuse(format!("has rows of {row} bytes and a swizzle of {}", map.swizzle));
         }
-        let mut out =
-            Map { address, dims: [1; 5], strides: [0; 5], tile: [1; 5], element, swizzle: map.swizzle, number };
+        let mut out = Map {
+            address,
+            region: map.arg as usize,
+            start,
+            dims: [1; 5],
+            strides: [0; 5],
+            tile: [1; 5],
+            element,
+            swizzle: map.swizzle,
+            number,
+        };
         out.dims[..rank].copy_from_slice(&map.dims);
         out.strides[0] = element as u64;
         out.strides[1..rank].copy_from_slice(&map.strides);
@@ -226,6 +238,7 @@ impl Block {
                             let (p, n) = ((part / map.element) as i64, (16 / map.element) as i64);
                             if inside && inside0(p) && inside0(p + n - 1) {
                                 let global = map.address as i64 + offset + (first + p) * map.element as i64;
+                                self.memory.note(map.region, global as usize - map.start, 16, !load)?;
                                 // SAFETY: elements inside of the tensor, which lies inside of its buffer (`Map::new`).
                                 unsafe {
                                     let global = global as *mut [u8; 16];
@@ -242,6 +255,7 @@ impl Block {
                                     continue;
                                 }
                                 let global = map.address as i64 + offset + (first + i) * map.element as i64;
+                                self.memory.note(map.region, global as usize - map.start, map.element, !load)?;
                                 // SAFETY: an element inside of the tensor, which lies inside of its buffer (`Map::new`).
                                 unsafe {
                                     let global = std::slice::from_raw_parts_mut(global as *mut u8, map.element);

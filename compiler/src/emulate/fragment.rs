@@ -98,7 +98,7 @@ impl Block {
 
     /// Accesses memory as an ordinary instruction of the current thread.
     pub(super) fn access(&mut self, pointer: usize, bytes: usize, align: usize, write: bool) -> Result<(), String> {
-        match self.memory.access(pointer, bytes, align)? {
+        match self.memory.access(pointer, bytes, align, write)? {
             Some(at) => self.shared_access(self.current, at, bytes as u32, write),
             None => Ok(()),
         }

@@ -135,10 +135,21 @@ impl Code {
 
     /// Runs all launches of a kernel over its arguments, in place.
     pub fn run(&self, kernel: &Kernel, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
+        self.run_launches(kernel, &crate::kernel::gpu::launches(kernel), args, options)
+    }
+
+    /// Runs these launches instead of the kernel's own.
+    pub(super) fn run_launches(
+        &self,
+        kernel: &Kernel,
+        launches: &[Launch],
+        args: &mut [Vec<u8>],
+        options: &Options,
+    ) -> Result<(), Report> {
         let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
         buffers.extend(crate::kernel::gpu::temps(kernel).iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
         let code = kernel.code();
-        for launch in &crate::kernel::gpu::launches(kernel) {
+        for launch in launches {
             let symbol = gpu::symbol(&code, launch.entry);
             self.launch(&symbol, launch, args.len(), &mut buffers, options)?;
         }
@@ -197,7 +208,7 @@ impl Code {
             let buffer = buffers.get_mut(i).ok_or_else(|| refuse(format!("has no {name}")))?;
             let start = buffer.bytes_mut().as_mut_ptr() as usize;
             pointers.push(start);
-            regions.push(Region { start, bytes, name });
+            regions.push(Region::new(start, bytes, name));
         }
         let maps: Result<Vec<Map>, String> = grid
             .maps
@@ -229,7 +240,7 @@ impl Code {
                         }
                         // No order is promised: half of the runs start at the end.
                         let index = if options.seed & 1 == 0 { n } else { launch.tasks - 1 - n };
-                        let memory = Memory::new(&mut window, grid.shared, regions.clone(), maps.clone());
+                        let memory = Memory::new(&mut window, (index, grid.shared), regions.clone(), maps.clone());
                         let block = Block::new(index, grid.threads as usize, mode, memory);
                         let values: Vec<usize> = pointers.clone();
                         let mut packed: Vec<*mut u8> =

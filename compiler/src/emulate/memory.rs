@@ -5,7 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::copy::Map;
 
@@ -44,19 +45,57 @@ impl Drop for Window {
 }
 
 /// A buffer of the launch.
-#[derive(Clone, Debug)]
 pub(super) struct Region {
     /// First address.
     pub(super) start: usize,
     pub(super) bytes: usize,
     /// For reports.
     pub(super) name: String,
+    /// Which block has written each two bytes, counted from 1; 0: none. Made when the first is written.
+    owners: OnceLock<Vec<AtomicU32>>,
+}
+
+impl Region {
+    pub(super) fn new(start: usize, bytes: usize, name: String) -> Region {
+        Region { start, bytes, name, owners: OnceLock::new() }
+    }
+
+    /// Notes an access of a block: blocks run in any order, so none may see or overwrite what another writes. A block that reads first and
+    /// another that then writes are noticed when blocks run the other way round. Single bytes are not noted.
+    pub(super) fn note(&self, block: u32, at: usize, bytes: usize, write: bool) -> Result<(), String> {
+        let owners = match self.owners.get() {
+            Some(owners) => owners,
+            None if write => {
+                self.owners.get_or_init(|| (0..self.bytes.div_ceil(2)).map(|_| AtomicU32::new(0)).collect())
+            }
+            None => return Ok(()),
+        };
+        if bytes < 2 {
+            return Ok(());
+        }
+        for owner in &owners[at / 2..(at + bytes) / 2] {
+            let known = owner.load(Ordering::Relaxed);
+            if known != 0 && known != block + 1 {
+                let doing = if write { "writes" } else { "reads" };
+                return Err(format!(
+                    "{doing} byte {at} of {}, which block {} writes in the same launch",
+                    self.name,
+                    known - 1
+                ));
+            }
+            if write {
+                owner.store(block + 1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a block can reach.
 pub(super) struct Memory {
     base: usize,
     shared: u32,
+    block: u32,
     regions: Arc<Vec<Region>>,
     maps: Arc<Vec<Map>>,
     /// Last region hit: accesses come in runs.
@@ -67,10 +106,15 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Fresh shared memory of `shared` bytes, every byte 0xFF: NaN in every float dtype.
-    pub(super) fn new(window: &mut Window, shared: u32, regions: Arc<Vec<Region>>, maps: Arc<Vec<Map>>) -> Memory {
+    pub(super) fn new(
+        window: &mut Window,
+        (block, shared): (u32, u32),
+        regions: Arc<Vec<Region>>,
+        maps: Arc<Vec<Map>>,
+    ) -> Memory {
         // SAFETY: the window is `SPAN` bytes, and exclusively borrowed.
         unsafe { std::ptr::write_bytes(window.base, 0xff, SPAN) };
-        Memory { base: window.base as usize, shared, regions, maps, recent: 0, reserved: vec![] }
+        Memory { base: window.base as usize, shared, block, regions, maps, recent: 0, reserved: vec![] }
     }
 
     /// First byte of the launch's shared memory.
@@ -122,7 +166,13 @@ impl Memory {
     }
 
     /// Checks an access; gives its offset if it is one of shared memory.
-    pub(super) fn access(&mut self, pointer: usize, bytes: usize, align: usize) -> Result<Option<u32>, String> {
+    pub(super) fn access(
+        &mut self,
+        pointer: usize,
+        bytes: usize,
+        align: usize,
+        write: bool,
+    ) -> Result<Option<u32>, String> {
         if pointer.wrapping_sub(self.base) < SPAN {
             let at = self.shared(pointer, bytes, align)?;
             self.untouched(at, bytes)?;
@@ -137,7 +187,14 @@ impl Memory {
             let r = &self.regions[self.recent];
             return Err(format!("byte {} of {} is not a multiple of {align}", pointer - r.start, r.name));
         }
+        let region = &self.regions[self.recent];
+        region.note(self.block, pointer - region.start, bytes, write)?;
         Ok(None)
+    }
+
+    /// Notes an access of a copy to a region.
+    pub(super) fn note(&self, region: usize, at: usize, bytes: usize, write: bool) -> Result<(), String> {
+        self.regions[region].note(self.block, at, bytes, write)
     }
 
     /// That no mbarrier lies in the range.

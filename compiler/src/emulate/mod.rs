@@ -23,6 +23,7 @@ pub mod launch;
 pub mod lower;
 mod memory;
 mod multiply;
+pub mod mutate;
 mod order;
 mod product;
 pub mod text;

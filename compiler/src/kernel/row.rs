@@ -95,7 +95,8 @@ impl Row {
             return self.clone();
         }
         let mut out = self.clone();
-        out.graph.axes[first.0 as usize].size = 2 * self.block / rest;
+        // At least two: the positions along the other axes are remainders only if the first is more than one.
+        out.graph.axes[first.0 as usize].size = (2 * self.block / rest).max(2);
         out
     }
 
