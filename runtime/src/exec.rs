@@ -64,7 +64,7 @@ pub struct Family {
 
 /// Memory and code, by device.
 enum Backend {
-    Cpu(Launcher),
+    Cpu(Box<Launcher>),
     Gpu(Box<GpuLauncher>),
 }
 
@@ -163,7 +163,10 @@ impl Session {
             }
             (None, tier) => {
                 let tier = tier.unwrap_or_default();
-                (p.tiers[tier].name.clone(), Backend::Cpu(Launcher::new(code.clone(), variant, tier, threads)?))
+                (
+                    p.tiers[tier].name.clone(),
+                    Backend::Cpu(Box::new(Launcher::new(code.clone(), variant, tier, threads)?)),
+                )
             }
         };
         Ok(Session { code, variant, kind, threads, backend, gradients })

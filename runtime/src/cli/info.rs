@@ -41,7 +41,13 @@ fn describe(code: &Code) -> String {
         format!("{} in {} tensors, {} of them unused", numel(false) + numel(true), first.params.len(), numel(true)),
     );
     row("vocabulary", p.vocab.to_string());
-    row("device kinds", tiers.collect::<Vec<_>>().join(", "));
+    let mut kinds: Vec<String> = tiers.collect();
+    for v in p.variants.iter().filter(|v| v.device != "cpu") {
+        if !kinds.contains(&v.device) {
+            kinds.push(v.device.clone());
+        }
+    }
+    row("device kinds", kinds.join(", "));
     let t = &p.train;
     row(
         "batch",
@@ -73,7 +79,8 @@ fn describe(code: &Code) -> String {
         let scratch = v.graphs.iter().map(|g| g.scratch).max().unwrap_or(0);
         let _ = writeln!(
             out,
-            "\n{}: state {}, gradients {}, activations {}, constants {}; predicted peak {}; {} kernels",
+            "\n{} {}: state {}, gradients {}, activations {}, constants {}; predicted peak {}; {} kernels",
+            v.device,
             v.precision,
             mb(v.state_bytes),
             mb(v.grad_bytes),
@@ -96,7 +103,9 @@ fn describe(code: &Code) -> String {
             );
         }
         let calls: usize = packing.iter().map(|g| g.calls.len()).sum();
-        let _ = writeln!(out, "  {:<22} {calls:>5} calls in {} graphs", "pack.*", packing.len());
+        if !packing.is_empty() {
+            let _ = writeln!(out, "  {:<22} {calls:>5} calls in {} graphs", "pack.*", packing.len());
+        }
     }
     if !p.techniques.is_empty() {
         let _ = writeln!(out, "\ntechniques");

@@ -13,10 +13,25 @@ use crate::safetensors::{Reader, Tensor, save_all};
 fn child() {
     if let Ok(args) = std::env::var("GOLF_TEST_ARGS") {
         let args = std::iter::once("run").chain(args.split('\n').filter(|a| !a.is_empty())).map(Into::into).collect();
+        if std::env::var_os("GOLF_TEST_TRIALS").is_some() {
+            let args: Vec<std::ffi::OsString> = args;
+            std::process::exit(super::trials::main(
+                args,
+                || crate::trial::Trials::unpack(&toy::trials()),
+                &trial_child,
+            ));
+        }
         let ranks = std::env::var("GOLF_TEST_RANKS").map_or(2, |r| r.parse().unwrap());
         let gpu = std::env::var_os("GOLF_LIBCUDA").is_some();
         std::process::exit(super::main(args, || toy::load(&Toy { ranks, limit: Some(64), gpu, ..Toy::default() })));
     }
+}
+
+fn trial_child(flags: &[String]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["cli::tests::child", "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("GOLF_TEST_ARGS", flags.join("\n"));
+    command
 }
 
 struct Dir(tempfile::TempDir);
@@ -425,4 +440,29 @@ fn a_gpu_that_cannot_do_it_is_an_error_when_asked_for_and_passed_over_otherwise(
     let mut command = dir.command("train --data . --out o --overwrite --steps 2 --device cuda:0", None);
     let (code, _, err) = finish(command.env("GOLF_LIBCUDA", library.name()).env("GOLF_SYNC", "1").output().unwrap());
     assert!(code == 3 && err.contains("train.shard, call 1, norm: Fake H100: an illegal memory access"), "{err}");
+}
+
+/// Each of four kernels has its trial, though one loses the device, one never ends and one is wrong.
+#[test]
+fn trials_survive_kernels_that_do_not() {
+    let dir = Dir::new();
+    let go = |options: &[&str], args: &str| {
+        let library = Library::new(options);
+        let mut command = dir.command(args, None);
+        finish(command.env("GOLF_LIBCUDA", library.name()).env("GOLF_TEST_TRIALS", "1").output().unwrap())
+    };
+    let (code, out, err) = go(&[], "");
+    assert!(
+        code == 1 && out.contains("4 kernels of toy for sm_90a") && out.contains("3 of 4 kernels right"),
+        "{out}{err}"
+    );
+    assert!(out.contains("FAILED  wrong") && out.contains("argument 1 element 3: found 1.25, wanted 2"), "{out}");
+    let (code, out, err) = go(&["-DFAIL=\"double\"", "-DHANG=\"triple\""], "--limit 0.3");
+    assert!(code == 1 && out.contains("FAILED  double") && out.contains("illegal memory access"), "{out}{err}");
+    assert!(out.contains("FAILED  triple") && out.contains("does not end within"), "{out}{err}");
+    assert!(out.contains("ok      quadruple") && out.contains("1 of 4 kernels right"), "{out}{err}");
+    let (code, out, err) = go(&["-DMAJOR=8"], "");
+    assert!(code == 3 && err.contains("the device (Fake H100) is sm_80"), "{out}{err}");
+    let (code, out, _) = go(&[], "--only quad");
+    assert!(code == 0 && out.contains("1 of 1 kernels right"), "{out}");
 }

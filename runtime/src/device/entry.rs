@@ -1,7 +1,8 @@
-//! The one symbol an executable's generated `main` calls.
+//! The symbols that a generated `main` calls: a program's, and that of an executable that tries kernels.
 
 use std::ffi::{CStr, OsString, c_char, c_int};
 use std::os::unix::ffi::OsStringExt;
+use std::process::Command;
 
 use super::code::Code;
 use crate::plan::ProgramTable;
@@ -34,7 +35,12 @@ pub unsafe extern "C" fn golf_check_main(
     let args = unsafe { arguments(argc, argv) };
     // SAFETY: the caller's promise.
     let packed = unsafe { std::slice::from_raw_parts(packed, length as usize) };
-    crate::cli::trials::main(args, || crate::trial::Trials::unpack(packed))
+    let child = |flags: &[String]| {
+        let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into()));
+        command.args(flags);
+        command
+    };
+    crate::cli::trials::main(args, || crate::trial::Trials::unpack(packed), &child)
 }
 
 /// # Safety

@@ -15,6 +15,7 @@ mod pool;
 pub mod tier;
 #[cfg(test)]
 pub mod toy;
+pub mod trials;
 
 pub use code::{Code, pack};
 pub use launch::{Launcher, Timing};

@@ -476,6 +476,59 @@ pub fn load(toy: &Toy) -> crate::error::Result<Code> {
     Ok(code)
 }
 
+/// x, y f32 \[64\]: y = n x.
+macro_rules! times {
+    ($($name:ident $n:literal)*) => {$(
+        unsafe extern "C" fn $name(_: u64, args: *const *mut u8, _: *mut u8) {
+            // SAFETY: as the trials below promise.
+            let (x, y) = unsafe { (arg::<f32>(args, 0, 64), arg::<f32>(args, 1, 64)) };
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = $n * *x);
+        }
+    )*};
+}
+
+times! { double 2.0 triple 3.0 quadruple 4.0 wrong 5.0 }
+
+/// Four trials for the fake driver, packed as golfc packs them; that of `wrong` expects something else.
+pub fn trials() -> Vec<u8> {
+    use crate::trial::{Argument, Call, Content, Expected, Trial, Trials};
+    let entries: [(&str, KernelFn, f64); 4] =
+        [("double", double, 2.0), ("triple", triple, 3.0), ("wrong", wrong, 8.0), ("quadruple", quadruple, 4.0)];
+    let x: Vec<u8> = (0..64).flat_map(|i| (i as f32 / 12.0).to_le_bytes()).collect();
+    let argument = |content| Argument { dtype: DType::F32, elements: 64, content };
+    let trial = |(i, e): (usize, &(&str, KernelFn, f64))| Trial {
+        name: e.0.into(),
+        family: "row".into(),
+        what: "y = n x".into(),
+        seed: 1,
+        arguments: vec![argument(Content::Bytes(x.clone())), argument(Content::Poison)],
+        calls: vec![Call {
+            symbol: e.0.into(),
+            blocks: 1,
+            grid: Grid { module: i as u32, threads: 32, shared: 0, maps: vec![] },
+            args: vec![0, 1],
+        }],
+        expected: vec![Expected {
+            arg: 1,
+            relative: 1e-6,
+            absolute: 0.0,
+            samples: (3..64).map(|i| (i, e.2 * i as f64 / 12.0)).collect(),
+        }],
+        flops: 64,
+        bytes: 512,
+    };
+    let modules = entries.iter().map(|e| fake::kernel(e.0, 2, 0, &format!("{:p}", e.1 as *const ())));
+    let all = Trials {
+        version: PLAN_VERSION,
+        program: "toy".into(),
+        device: "sm_90a".into(),
+        modules: modules.collect(),
+        trials: entries.iter().enumerate().map(trial).collect(),
+    };
+    let plain = postcard::to_stdvec(&all).expect("trials pack");
+    zstd::bulk::compress(&plain, 3).expect("zstd")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

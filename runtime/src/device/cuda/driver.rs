@@ -56,6 +56,8 @@ pub(super) struct Status {
 
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
+/// `CUDA_ERROR_NOT_READY`.
+pub(super) const NOT_READY: c_int = 600;
 /// `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: c_int = 100;
 
@@ -69,6 +71,13 @@ unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
     fn dlsym(library: *mut c_void, symbol: *const c_char) -> *mut c_void;
     fn dlerror() -> *const c_char;
+    fn _exit(code: c_int) -> !;
+}
+
+/// Ends the process at once with that code: what is left when a kernel never ends, for the driver's own tidying up would wait for it.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: nothing of this process is used afterwards.
+    unsafe { _exit(code) }
 }
 
 /// `RTLD_NOW`.
@@ -132,6 +141,7 @@ driver! {
     stream_create = c"cuStreamCreate" (stream: *mut Handle, flags: c_uint);
     stream_destroy = c"cuStreamDestroy_v2" (stream: Handle);
     stream_synchronize = c"cuStreamSynchronize" (stream: Handle);
+    stream_query = c"cuStreamQuery" (stream: Handle);
     event_create = c"cuEventCreate" (event: *mut Handle, flags: c_uint);
     event_destroy = c"cuEventDestroy_v2" (event: Handle);
     event_record = c"cuEventRecord" (event: Handle, stream: Handle);

@@ -1,7 +1,7 @@
 // A stand-in for the NVIDIA driver, for tests: device memory is malloc's, and the "PTX" of a test names functions of the test's own process,
 //     // kernel NAME POINTERS MAPS ADDRESS
 // which are called as ADDRESS(block, arguments, scratch) for every block of a launch. Kernels of a graph run in the most adverse order that its
-// dependencies allow (the latest added of those that are ready). Options: VERSION, DEVICES, MAJOR, MINOR, MEMORY (bytes), FAIL (a kernel's name).
+// dependencies allow (the latest added of those that are ready). Options: VERSION, DEVICES, MAJOR, MINOR, MEMORY (bytes), FAIL, HANG (a kernel's name).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +25,9 @@
 #ifndef FAIL
 #define FAIL ""
 #endif
+#ifndef HANG
+#define HANG ""
+#endif
 
 typedef int R;
 typedef uint64_t Ptr;
@@ -38,6 +41,7 @@ typedef struct { double at; } Event;
 
 static uint64_t used;
 static int broken;     // as on a device: once a kernel has failed, everything fails
+static int hung;
 static double clock_ms;
 static int context, stream;
 static _Thread_local void *current;
@@ -81,6 +85,7 @@ R cuMemsetD8Async(Ptr to, unsigned char v, size_t n, void *s) { HERE; memset((vo
 R cuStreamCreate(void **s, unsigned f) { HERE; *s = &stream; return f == 1 ? OK : INVALID; }
 R cuStreamDestroy_v2(void *s) { HERE; return s == &stream ? OK : INVALID; }
 R cuStreamSynchronize(void *s) { HERE; return broken ? broken : s == &stream ? OK : INVALID; }
+R cuStreamQuery(void *s) { HERE; return broken ? broken : hung ? 600 : s == &stream ? OK : INVALID; }
 R cuEventCreate(void **e, unsigned f) { HERE; *e = calloc(1, sizeof(Event)); return f ? INVALID : OK; }
 R cuEventDestroy_v2(void *e) { HERE; free(e); return OK; }
 R cuEventRecord(void *e, void *s) { HERE; ((Event *)e)->at = clock_ms; return s == &stream ? OK : INVALID; }
@@ -122,6 +127,7 @@ static R node(Node *n, void *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
 }
 static void execute(Node *n) {
   if (!strcmp(n->f->name, FAIL)) { broken = ILLEGAL; return; }
+  if (!strcmp(n->f->name, HANG)) { hung = 1; return; }
   for (unsigned b = n->blocks; b-- > 0;) n->f->code(b, n->args, 0);
   clock_ms += 0.5;
 }

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::null_mut;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use super::driver::{self, Address, Driver, Handle, KernelNode, Status};
 use crate::error::{Error, Result};
@@ -252,6 +253,21 @@ impl Gpu {
         Ok(())
     }
 
+    /// As [`Gpu::synchronize`], but gives up after `limit`: false, and the device is still at work.
+    pub fn wait(&self, limit: Duration) -> Result<bool> {
+        let d = self.enter()?;
+        let begin = Instant::now();
+        loop {
+            // SAFETY: a living stream.
+            match unsafe { d.stream_query(self.0.stream) } {
+                Ok(()) => return self.synchronize().map(|()| true),
+                Err(status) if status.code != driver::NOT_READY => return Err(self.broken(status)),
+                Err(_) if begin.elapsed() >= limit => return Ok(false),
+                Err(_) => std::thread::sleep(Duration::from_micros(20)),
+            }
+        }
+    }
+
     /// Work asked for earlier has failed.
     fn broken(&self, status: Status) -> Error {
         Error::machine(format!(
@@ -262,11 +278,15 @@ impl Gpu {
 
     /// Assembles PTX texts, on all CPU threads. `progress` gets (done, of) from time to time.
     pub fn load_all(&self, texts: &[&str], progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Module>> {
+        self.load_each(texts, progress)?.into_iter().collect()
+    }
+
+    /// As [`Gpu::load_all`], with a result for each text.
+    pub fn load_each(&self, texts: &[&str], progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Result<Module>>> {
         self.enter()?;
-        super::modules::load(&self.0.driver, self.0.context, texts, progress)?
-            .into_iter()
-            .map(|handle| Ok(Module(Rc::new(ModuleInner { gpu: self.clone(), handle }))))
-            .collect()
+        let all = super::modules::load(&self.0.driver, self.0.context, texts, progress)?;
+        let module = |handle| Module(Rc::new(ModuleInner { gpu: self.clone(), handle }));
+        Ok(all.into_iter().map(|one| one.map(module)).collect())
     }
 
     /// Assembles one PTX text.

@@ -8,13 +8,18 @@
 //! failing kernel is named, and scratch memory starts as NaN. For `bench`, calls are launched one by one between events.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::gpu::{Allocation, Event, Function, Gpu, Graph, Launch};
-use super::modules;
+use super::{leave, modules};
 use crate::device::code::Code;
 use crate::device::launch::Timing;
 use crate::error::{Error, Result};
 use crate::plan::{Call, Place, Segment, Variant};
+use crate::report::output;
+
+/// Time for one kernel with `GOLF_SYNC=1`.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How graphs run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,12 +170,14 @@ impl GpuLauncher {
     }
 
     fn checked(&self, i: usize) -> Result<()> {
-        let name = &self.code.program.variants[self.variant].graphs[i].name;
+        let graph = &self.code.program.variants[self.variant].graphs[i].name;
         for (n, launch) in self.launches[i].iter().enumerate() {
-            self.gpu
-                .launch(launch)
-                .and_then(|()| self.gpu.synchronize())
-                .map_err(|e| Error::machine(format!("{name}, call {n}, {}: {e}", launch.function.name())))?;
+            let at = |what: &str| format!("{graph}, call {n}, {}: {what}", launch.function.name());
+            let ended = self.gpu.launch(launch).and_then(|()| self.gpu.wait(PATIENCE));
+            if !ended.map_err(|e| Error::machine(at(&e.to_string())))? {
+                output::warn(&format!("error: {}", at(&format!("does not end within {PATIENCE:?}"))));
+                leave(3);
+            }
         }
         Ok(())
     }

@@ -13,5 +13,7 @@ mod modules;
 #[cfg(test)]
 mod tests;
 
+pub use driver::leave;
 pub use gpu::{Allocation, Event, Function, Gpu, Graph, Launch, Map, Module};
 pub use launcher::GpuLauncher;
+pub use modules::progress;

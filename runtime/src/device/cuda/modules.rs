@@ -5,7 +5,7 @@
 
 use std::ffi::{CString, c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -37,28 +37,27 @@ fn needs(ptx: &str) -> Option<(c_int, String)> {
     Some((cuda, format!("PTX {line}")))
 }
 
-/// Loads all texts into the context.
+/// Loads the texts into the context, those that can be.
 pub(super) fn load(
     driver: &Driver,
     context: Handle,
     texts: &[&str],
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Handle>> {
+) -> Result<Vec<Result<Handle>>> {
     if let Some((least, what)) = texts.iter().filter_map(|t| needs(t)).max() {
         driver.at_least(least, &format!("this program's code ({what})"))?;
     }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(texts.len()).max(1);
-    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let next = AtomicUsize::new(0);
     let context = Sent(context);
-    let mut loaded: Vec<Option<Sent>> = vec![None; texts.len()];
-    let mut failure = None;
+    let mut loaded: Vec<Option<Result<Sent>>> = vec![None; texts.len()];
     std::thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         for _ in 0..threads {
-            let (send, next, stop) = (send.clone(), &next, &stop);
+            let (send, next) = (send.clone(), &next);
             scope.spawn(move || {
                 let context = context;
-                while !stop.load(Ordering::Relaxed) {
+                loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(text) = texts.get(i) else { return };
                     if send.send((i, one(driver, context, text))).is_err() {
@@ -71,27 +70,17 @@ pub(super) fn load(
         let mut done = 0;
         loop {
             match receive.recv_timeout(Duration::from_millis(500)) {
-                Ok((i, Ok(module))) => {
+                Ok((i, module)) => {
                     loaded[i] = Some(module);
                     done += 1;
-                }
-                Ok((_, Err(e))) => {
-                    failure.get_or_insert(e);
-                    stop.store(true, Ordering::Relaxed);
                 }
                 Err(RecvTimeoutError::Timeout) => progress(done, texts.len()),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
     });
-    if let Some(e) = failure {
-        for module in loaded.into_iter().flatten() {
-            // SAFETY: loaded above, used by nobody.
-            let _ = unsafe { driver.module_unload(module.0) };
-        }
-        return Err(e);
-    }
-    Ok(loaded.into_iter().flatten().map(|m| m.0).collect())
+    let missing = || Err(Error::machine("assembling kernels was given up"));
+    Ok(loaded.into_iter().map(|m| m.unwrap_or_else(missing).map(|m| m.0)).collect())
 }
 
 fn one(driver: &Driver, context: Sent, text: &str) -> Result<Sent> {
@@ -120,7 +109,7 @@ fn one(driver: &Driver, context: Sent, text: &str) -> Result<Sent> {
 }
 
 /// Words for a first start that takes long, on standard error.
-pub(super) fn progress(name: &str) -> impl FnMut(usize, usize) {
+pub fn progress(name: &str) -> impl FnMut(usize, usize) {
     let begin = std::time::Instant::now();
     let mut said = 0;
     let name = name.to_string();
