@@ -1,0 +1,196 @@
+//! The forward pass.
+//!
+//! *Takes* q, k, v; *gives* y and the log-sum-exp; *promises* every row's sums in the order of its keys.
+//!
+//! Step i of a warpgroup: start `S = q k_i`, start `O += P v_(i-1)`; when S is there, the softmax of S runs while the tensor cores do the second; then O
+//! is scaled to the new maximum and S becomes P.
+
+use std::f64::consts::{LN_2, LOG2_E};
+
+use super::parts::{Block, Element, Mask, Place, Tensor, keys_of, over_quad, pack_all};
+use crate::kernel::attend::AttendKernel;
+use crate::kernel::gpu::attend::{Order, ROWS, Shape};
+use crate::mlir::emit::{Cmp, Elem, Emit, F32, I32, Unit, V};
+use crate::mlir::gpu::ops;
+
+/// Streams of the block's ring.
+const K: usize = 0;
+const V_: usize = 1;
+
+/// Emits the launch.
+pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
+    let s = Shape::forward(k);
+    let o = Order::queries(k, &s);
+    unit.gpu_kernel(symbol, 5, 4, s.threads(), |e, args, maps| {
+        let place = Place::new(e, k, &s, &o);
+        let block = Block::start(e, &s, maps);
+        let (q, y) = (Tensor::q(k, maps[0]), Tensor::q(k, maps[3]));
+        let streams = [Tensor::kv(k, maps[1]), Tensor::kv(k, maps[2])];
+        block.split(
+            e,
+            |e| {
+                block.load_kept(e, &[q], &place);
+                let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
+                e.for_(e.iconst(I32, 0), e.sub(hi, lo), e.iconst(I32, 1), &[], |e, i, _| {
+                    let row = e.mul_n(e.add(lo, i), s.step as i64);
+                    for (n, t) in streams.iter().enumerate() {
+                        let bar = block.refill(e, n, i, s.tile());
+                        block.load_tile(e, (n, i), t, bar, row, &place);
+                    }
+                    vec![]
+                });
+            },
+            |e, w| Softmax { k, block: &block, place: &place, w }.run(e, args[4], y),
+        );
+    });
+}
+
+/// One computing warpgroup.
+struct Softmax<'a, 'c> {
+    k: &'a AttendKernel,
+    block: &'a Block<'a, 'c>,
+    place: &'a Place<'c>,
+    w: V<'c>,
+}
+
+/// Maximum so far (of unscaled scores) and this thread's part of the sum so far, of its two rows.
+#[derive(Clone, Copy)]
+struct Rows<'c> {
+    max: [V<'c>; 2],
+    sum: [V<'c>; 2],
+}
+
+impl<'c> Softmax<'_, 'c> {
+    fn run(&self, e: &Emit<'c>, lse: V<'c>, y: Tensor<'c>) {
+        let (k, block, s) = (self.k, self.block, self.block.s);
+        let n = |n: i64| e.iconst(I32, n);
+        let first = e.add(self.place.row, e.mul_n(self.w, ROWS as i64));
+        let (lo, _) = keys_of(e, k, self.place.row, s.rows(), s.step);
+        // A warpgroup whose rows all lie behind the end computes zeros that are not stored.
+        let (_, hi) = keys_of(e, k, first, ROWS, s.step);
+        let steps = e.sub(hi, lo);
+        let q = block.left(e, 0, self.w);
+        let at = Element::new(e, block.thread);
+        let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false };
+        let masked = |e: &Emit<'c>, scores, i| {
+            let column = e.mul_n(e.add(lo, i), s.step as i64);
+            mask.apply(e, ops::unpack(e, scores), f64::NEG_INFINITY, &at, (first, column))
+        };
+
+        ops::mbarrier_wait(e, block.kept(e), n(0));
+        block.wait(e, K, n(0));
+        ops::wgmma_fence(e);
+        let scores = block.scores(e, &q, &block.right(e, K, n(0)));
+        ops::wgmma_commit(e);
+        let scores = ops::wgmma_wait(e, 0, &[scores])[0];
+        block.free(e, K, n(0));
+        let (low, zero) = (e.fconst(F32, f64::NEG_INFINITY), e.zero(F32));
+        let start = Rows { max: [low; 2], sum: [zero; 2] };
+        let (p, rows, _) = self.softmax(e, masked(e, scores, n(0)), start);
+        let p = pack_all(e, &p);
+
+        let acc = ops::zeros(e, s.columns() as u16 / 2);
+        let count = p.len();
+        let carried = [vec![acc], p, rows.max.to_vec(), rows.sum.to_vec()].concat();
+        let end = e.for_(n(1), steps, n(1), &carried, |e, i, carried| {
+            let (acc, p) = (carried[0], &carried[1..=count]);
+            let rest = &carried[1 + count..];
+            let rows = Rows { max: [rest[0], rest[1]], sum: [rest[2], rest[3]] };
+            let before = e.add_n(i, -1);
+            block.wait(e, K, i);
+            ops::wgmma_fence(e);
+            let scores = block.scores(e, &q, &block.right(e, K, i));
+            ops::wgmma_commit(e);
+            block.wait(e, V_, before);
+            let acc = block.combine(e, acc, p, &block.right(e, V_, before));
+            ops::wgmma_commit(e);
+            let scores = ops::wgmma_wait(e, 1, &[scores])[0];
+            block.free(e, K, i);
+            let (p, rows, scale) = self.softmax(e, masked(e, scores, i), rows);
+            // Rounded only when the product has read the old ones: both sets do not fit the registers.
+            let both = ops::wgmma_wait(e, 0, &[acc, ops::pack(e, &p)]);
+            block.free(e, V_, before);
+            let acc = ops::pack(e, &scaled(e, &ops::unpack(e, both[0]), scale));
+            let p = pack_all(e, &ops::unpack(e, both[1]));
+            [vec![acc], p, rows.max.to_vec(), rows.sum.to_vec()].concat()
+        });
+        let (acc, p) = (end[0], &end[1..=count]);
+        let rest = &end[1 + count..];
+        let last = e.add_n(steps, -1);
+        block.wait(e, V_, last);
+        ops::wgmma_fence(e);
+        let acc = block.combine(e, acc, p, &block.right(e, V_, last));
+        ops::wgmma_commit(e);
+        let acc = ops::wgmma_wait(e, 0, &[acc])[0];
+
+        let sum = [rest[2], rest[3]].map(|x| over_quad(e, x, |a, b| e.add(a, b)));
+        // A row that sees no key is zero; its log-sum-exp is minus infinity.
+        let inverse = sum.map(|x| e.select(e.cmp(Cmp::Gt, x, zero), ops::recip_approx(e, x), zero));
+        let values = scaled(e, &ops::unpack(e, acc), inverse);
+        self.log_sum_exp(e, lse, &at, first, ([rest[0], rest[1]], sum));
+        block.store(e, &[(0, values, y)], self.w, self.place);
+    }
+
+    /// Probabilities relative to the new maximum, the rows' new state, and what the old state was multiplied by.
+    fn softmax(&self, e: &Emit<'c>, scores: Vec<V<'c>>, old: Rows<'c>) -> (Vec<V<'c>>, Rows<'c>, [V<'c>; 2]) {
+        let factor = e.fconst(F32, self.k.scale.get() * LOG2_E);
+        let low = e.fconst(F32, f64::NEG_INFINITY);
+        let (mut p, mut rows, mut scale) = (scores.clone(), old, old.max);
+        for h in 0..2 {
+            let mine: Vec<usize> = (0..scores.len()).filter(|i| i / 2 % 2 == h).collect();
+            let lanes = |f: &dyn Fn(V<'c>, V<'c>) -> V<'c>, x: &[V<'c>]| -> V<'c> {
+                // Four chains: enough to hide the latency, few registers.
+                let mut chains: Vec<V<'c>> = mine[..4].iter().map(|&i| x[i]).collect();
+                mine[4..].iter().enumerate().for_each(|(n, &i)| chains[n % 4] = f(chains[n % 4], x[i]));
+                f(f(chains[0], chains[1]), f(chains[2], chains[3]))
+            };
+            let most = lanes(&|a, b| ops::fmax(e, a, b), &scores);
+            let most = over_quad(e, most, |a, b| ops::fmax(e, a, b));
+            let max = ops::fmax(e, old.max[h], most);
+            // A row that has seen no key yet: every probability is 2^(-inf - 0), zero.
+            let finite = match self.k.window {
+                Some(_) => e.select(e.cmp(Cmp::Eq, max, low), e.zero(F32), max),
+                None => max,
+            };
+            let shift = e.neg(e.mul(finite, factor));
+            scale[h] = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));
+            for &i in &mine {
+                p[i] = ops::exp2_approx(e, e.fma(scores[i], factor, shift));
+            }
+            rows.max[h] = max;
+            rows.sum[h] = e.fma(old.sum[h], scale[h], lanes(&|a, b| e.add(a, b), &p));
+        }
+        (p, rows, scale)
+    }
+
+    /// Natural units, f32 \[batch, time, kv, group\]; one lane of four writes.
+    fn log_sum_exp(
+        &self,
+        e: &Emit<'c>,
+        lse: V<'c>,
+        at: &Element<'c>,
+        first: V<'c>,
+        (max, sum): ([V<'c>; 2], [V<'c>; 2]),
+    ) {
+        let (k, p) = (self.k, self.place);
+        let factor = e.fconst(F32, self.k.scale.get() * LOG2_E);
+        let heads = (k.kv * k.group) as i64;
+        let head = e.add(e.mul_n(p.kv, k.group as i64), p.group);
+        for h in 0..2 {
+            let row = e.add_n(e.add(first, at.row), 8 * h as i64);
+            let writes = e.cmp(Cmp::Eq, at.column, e.iconst(I32, 0));
+            let writes = e.and(writes, e.cmp(Cmp::Lt, row, e.iconst(I32, k.time as i64)));
+            let x = e.fma(max[h], factor, ops::log2_approx(e, sum[h]));
+            let x = e.mul(x, e.fconst(F32, LN_2));
+            e.when(writes, |e| {
+                let index = e.add(e.mul_n(e.add(e.mul_n(p.batch, k.time as i64), row), heads), head);
+                e.store(x, e.gep(lse, Elem::F32, index));
+            });
+        }
+    }
+}
+
+/// An accumulator's elements times a factor per row.
+fn scaled<'c>(e: &Emit<'c>, values: &[V<'c>], factor: [V<'c>; 2]) -> Vec<V<'c>> {
+    values.iter().enumerate().map(|(i, &x)| e.mul(x, factor[i / 2 % 2])).collect()
+}
