@@ -146,6 +146,8 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
                 let at = Element::new(e, block.thread);
                 let mask = Mask { k, rows: ROWS, columns: s.step, transposed: true };
                 let (kr, vr) = (block.left(e, 0, w), block.left(e, 1, w));
+                // Gradients of two panels leave no registers for what is in flight from tile to tile, nor for unrounded probabilities.
+                let overlap = s.panels == 1;
                 let acc = ops::zeros(e, s.columns() as u16 / 2);
                 ops::mbarrier_wait(e, block.kept(e), n(0));
                 let end = e.for_(n(0), steps, n(1), &[acc, acc, lo], |e, i, carried| {
@@ -161,7 +163,9 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
                     // The products of the tile before are done too.
                     let done = ops::wgmma_wait(e, 1, &[scores, dk, dv]);
                     let (scores, dk, dv) = (done[0], done[1], done[2]);
-                    e.when(e.cmp(Cmp::Gt, i, n(0)), |e| block.free(e, 0, e.add_n(i, -1)));
+                    if overlap {
+                        e.when(e.cmp(Cmp::Gt, i, n(0)), |e| block.free(e, 0, e.add_n(i, -1)));
+                    }
                     let log = statistics.read(e, 0, true);
                     let p = probabilities(e, k, &ops::unpack(e, scores), |i| log[column(i)]);
                     let p = mask.apply(e, p, 0.0, &at, (first, e.mul_n(tile, s.step as i64)));
@@ -170,16 +174,20 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
                     let dv = block.combine(e, dv, &packed, &dy);
                     ops::wgmma_commit(e);
                     let dp = ops::wgmma_wait(e, 1, &[dp])[0];
-                    // Two panels of both gradients leave no registers for the unrounded ones.
-                    let p = if s.panels > 1 { unpack_all(e, &packed) } else { p };
+                    let p = if overlap { p } else { unpack_all(e, &packed) };
                     let delta = statistics.read(e, 1, false);
                     let ds = slopes(e, &p, &ops::unpack(e, dp), |i| delta[column(i)]);
                     let packed = pack_all(e, &ds);
                     ops::wgmma_fence(e);
-                    let dk = block.combine(e, dk, &packed, &q);
+                    let mut sums = [block.combine(e, dk, &packed, &q), dv];
                     ops::wgmma_commit(e);
+                    if !overlap {
+                        let done = ops::wgmma_wait(e, 0, &sums);
+                        sums = [done[0], done[1]];
+                        block.free(e, 0, i);
+                    }
                     let tile = e.add_n(tile, 1);
-                    vec![dk, dv, e.select(e.cmp(Cmp::Ge, tile, hi), lo, tile)]
+                    vec![sums[0], sums[1], e.select(e.cmp(Cmp::Ge, tile, hi), lo, tile)]
                 });
                 let done = ops::wgmma_wait(e, 0, &end[..2]);
                 let dk = times(e, &ops::unpack(e, done[0]), k.scale.get());

@@ -1,11 +1,13 @@
 //! Both passes on the emulator against the graph interpreter; what `ptxas` makes of them.
 
-use crate::emulate;
+use crate::emulate::{Code, Options};
 use crate::graph::ir::{Bits, DType};
-use crate::kernel::Kernel;
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
-use crate::mlir::object::{self, Job, Options};
-use crate::mlir::tier::Tier;
+use crate::kernel::{Kernel, Target, plan_dtype};
+use crate::mlir::object::{self, Job};
+use crate::mlir::{ptxas, tier::Tier};
+use crate::schedule::trial::{Output, Trial};
+use golf_runtime::trial;
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -59,11 +61,41 @@ const CASES: [Case; 6] = [
     Case { batch: 1, time: 1, kv: 1, group: 1, dim: 8, causal: true, window: None },
 ];
 
+/// Copies and products at once and as late as possible: right, and the same bits.
 fn emulated(pass: Pass) {
     for (i, c) in CASES.into_iter().enumerate() {
-        let error = emulate::check(&kernel(c, pass), 1 + i as u64).unwrap_or_else(|e| panic!("{e}"));
-        assert!(error <= 1.0);
+        let kernel = kernel(c, pass);
+        let trial = Trial::new(&kernel, 1 + i as u64).unwrap();
+        let code = Code::of(&kernel).unwrap_or_else(|r| panic!("{r}"));
+        let run = |seed, lazy| {
+            let mut args = trial.args.clone();
+            let options = Options { seed, lazy, ..Options::default() };
+            code.run(&kernel, &mut args, &options).unwrap_or_else(|r| panic!("{r}\n{}", kernel.text()));
+            args
+        };
+        let args = run(0, false);
+        trial.compare(&args).unwrap_or_else(|e| panic!("{e}\n{}", kernel.text()));
+        for o in &trial.outputs {
+            let bound = if o.dtype == DType::F32 { 1e-6 } else { 5e-3 };
+            assert!(difference(o, &args[o.arg]) <= bound, "argument {} of\n{}", o.arg, kernel.text());
+        }
+        assert!(run(7 + i as u64, true) == args, "results depend on the order of threads:\n{}", kernel.text());
     }
+}
+
+/// Norm of the error in units of the norm.
+fn difference(o: &Output, got: &[u8]) -> f64 {
+    let read = |b: &[u8]| -> Vec<f64> {
+        let width = o.dtype.bytes();
+        b.chunks(width)
+            .map(|x| trial::element(plan_dtype(o.dtype), x))
+            .map(|x| if x.is_nan() { 0.0 } else { x })
+            .collect()
+    };
+    let (want, got) = (read(&o.expected), read(got));
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut want.iter().zip(&got).map(|(a, b)| a - b));
+    if error == 0.0 { 0.0 } else { error / norm(&mut want.iter().copied()) }
 }
 
 #[test]
@@ -78,16 +110,60 @@ fn backward_in_the_emulator() {
 
 fn ptx(kernel: &Kernel) -> String {
     let jobs = [Job { kernel: kernel.clone(), tier: Tier::Sm90a }];
-    let (mut all, _) = object::compile(&jobs, &Options { threads: 1, cache: None }).expect("compiles");
+    let (mut all, _) = object::compile(&jobs, &object::Options { threads: 1, cache: None }).expect("compiles");
     String::from_utf8(all.remove(0)).expect("ptx is text")
 }
 
+/// Both head widths: products on tensor cores, nothing spilled, no products waited for one by one. Needs the assembler.
 #[test]
-fn dump() {
+fn ptxas_finds_nothing_to_say() {
+    let Some(assembler) = ptxas::find() else {
+        eprintln!("skipped: no ptxas (GOLF_PTXAS or the PATH)");
+        return;
+    };
     for dim in [64, 128] {
         for pass in [Pass::Forward, Pass::Backward] {
-            let c = Case { batch: 16, time: 2048, kv: 4, group: 2, dim, causal: true, window: None };
-            std::fs::write(format!("/tmp/m/attend_{dim}_{pass:?}.ptx"), ptx(&kernel(c, pass))).unwrap();
+            let c = Case { batch: 4, time: 2048, kv: 4, group: 2, dim, causal: true, window: None };
+            let kernel = kernel(c, pass);
+            let report = ptxas::assemble(&assembler, &ptx(&kernel)).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(report.kernels.len(), Target::Gpu.launches(&kernel).len());
+            for (name, usage) in &report.kernels {
+                assert_eq!((usage.spills, usage.stack), (0, 0), "{name}, head dimension {dim}");
+            }
+            // C7519 is a fence put before the first product, outside the loop.
+            let remarks: Vec<_> = report.remarks.iter().filter(|r| !r.contains("C7519")).collect();
+            assert!(remarks.is_empty(), "head dimension {dim}, {pass:?}: {remarks:?}");
         }
     }
+}
+
+#[test]
+fn instructions() {
+    let text = ptx(&kernel(CASES[0], Pass::Forward));
+    for i in [
+        "wgmma.mma_async.sync.aligned.m64n128k16",
+        "wgmma.mma_async.sync.aligned.m64n64k16",
+        "cp.async.bulk.tensor.3d.shared::cluster.global",
+        "setmaxnreg.inc.sync.aligned.u32",
+        "stmatrix",
+        "cp.async.bulk.tensor.3d.global.shared::cta",
+    ] {
+        assert!(text.contains(i), "no {i}");
+    }
+    assert!(!text.contains("__nv_"), "no library");
+}
+
+#[test]
+fn unsupported_forms_say_so() {
+    let refusal = |change: &dyn Fn(&mut AttendKernel)| {
+        let Kernel::Attend(mut k) = kernel(CASES[0], Pass::Backward) else { unreachable!() };
+        change(&mut k);
+        Target::Gpu.check(&Kernel::Attend(k)).expect_err("refused")
+    };
+    assert!(refusal(&|k| k.document = true).contains("document"));
+    assert!(refusal(&|k| k.dtype = DType::F32).contains("--precision bf16"));
+    assert!(refusal(&|k| k.dim = 136).contains("up to 128, found 136"));
+    assert!(refusal(&|k| k.dim = 12).contains("multiples of 8"));
+    assert!(refusal(&|k| k.scale = Bits::new(-1.0)).contains("positive scale"));
+    assert!(refusal(&|k| k.dy.time = 129).contains("rows of dy at multiples of 16 bytes"));
 }
