@@ -16,7 +16,7 @@
 //! Rounding: values are f32; `Read` widens, effects round once to the buffer's dtype. Order of sums, in terms of the loops of the lowered
 //! program ([`lower::lower`], which depends on the descriptor only): if the vector dimension is reduced, 16 lanes (lane = position mod 16) accumulate in
 //! ascending order and are then added by halving (lane i += lane i+8, then i+4, i+2, i+1); otherwise every element is one ascending chain.
-//! Column sums: rows of a task in ascending order.
+//! Column sums: rows of a task in ascending order. A GPU has its own fixed order, see [`crate::kernel::gpu::row`].
 
 pub mod cost;
 pub mod eval;

@@ -202,10 +202,12 @@ pub fn lanes(p: &Program, nest: &Nest, threads: usize) -> usize {
 }
 
 /// Threads that share one result of a nest that reduces its vector dimension: `chunks` parts, `results` results, `team` threads. More than a warp only if it is
-/// the whole team and there is one result. `stores` says that the nest also writes element by element, which must not happen twice.
-pub fn group(chunks: usize, results: usize, team: usize, stores: bool) -> usize {
+/// the whole team and there is one result. `stores` says that the nest also writes element by element, which must not happen twice; else every warp may do all of a
+/// short sum, which saves the wait for the others. Where rows are read again (`again`) a thread keeps to its own part of them.
+pub fn group(chunks: usize, results: usize, team: usize, stores: bool, again: bool) -> usize {
     let wanted = chunks.next_power_of_two();
-    if results == 1 && (wanted > WARP || stores) { team } else { wanted.min(WARP).min(team) }
+    let short = if again { WARP } else { 8 * WARP };
+    if results == 1 && (wanted > short || stores) { team } else { wanted.min(WARP).min(team) }
 }
 
 /// Number of loops that are not carried.
@@ -404,10 +406,11 @@ mod tests {
 
     #[test]
     fn groups() {
-        assert_eq!(group(8, 8, 32, false), 8);
-        assert_eq!(group(64, 1, 32, false), 32);
-        assert_eq!(group(8, 1, 64, false), 8);
-        assert_eq!(group(8, 1, 64, true), 64);
-        assert_eq!(group(1, 1, 32, false), 1);
+        assert_eq!(group(8, 8, 32, false, true), 8);
+        assert_eq!(group(64, 1, 32, false, true), 32);
+        assert_eq!(group(8, 1, 64, false, true), 8);
+        assert_eq!(group(8, 1, 64, true, true), 64);
+        assert_eq!(group(1, 1, 32, false, true), 1);
+        assert_eq!((group(128, 1, 256, false, true), group(128, 1, 256, false, false)), (256, 32));
     }
 }

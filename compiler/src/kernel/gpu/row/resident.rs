@@ -45,7 +45,7 @@ pub fn even(p: &Program, nest: &Nest, lanes: usize, size: usize) -> Option<Even>
         let free = free(nest);
         let (results, chunks) = (count(0..free), count(free..depth));
         let stores = nest.stores.iter().any(|s| s.depth > free);
-        let group = group(chunks, results, size, stores);
+        let group = group(chunks, results, size, stores, p.rows() > 1);
         match results {
             1 => group == size && written_out(chunks, size),
             _ => chunks == group && written_out(results, size / group),

@@ -3,7 +3,7 @@
 //! An address is a pointer that is the same for the row (i64 arithmetic, once per row) plus an offset inside the row (i32 where it is known to fit).
 
 use super::{Writer, elem, wide};
-use crate::graph::ir::{Binary, DType};
+use crate::graph::ir::{Binary, DType, Unary};
 use crate::kernel::gpu::row::resident::each_lane;
 use crate::kernel::gpu::row::{Place, accesses};
 use crate::kernel::row::loops::{Affine, Id, Inst, Mem, Nest, Store, Var};
@@ -56,6 +56,7 @@ impl<'c> Writer<'_, 'c> {
                     (x, y) = (e.zero_extend(x, Elem::I32), e.zero_extend(y, Elem::I32));
                 }
                 match self.p.def(*b).inst {
+                    _ if *op == Binary::Div && x.ty.elem.is_float() && self.is_rounded(id) => e.div(x, y),
                     // A reciprocal known now saves the division: 1 ulp.
                     Inst::Const(c) if *op == Binary::Div && reciprocal(c.get()).is_some() && x.ty.elem.is_float() => {
                         e.mul(x, e.fconst(x.ty, reciprocal(c.get()).unwrap_or(1.0)))
@@ -68,6 +69,15 @@ impl<'c> Writer<'_, 'c> {
             Inst::Reduce(..) | Inst::Scan(..) => return,
         };
         self.values[id.0 as usize] = Some(value);
+    }
+
+    /// Whether a value is rounded to an integer somewhere: a quotient that is one must come out as one.
+    fn is_rounded(&self, id: Id) -> bool {
+        self.p.defs.iter().any(|def| match def.inst {
+            Inst::Unary(Unary::Floor | Unary::Round, x) => x == id,
+            Inst::Cast(to, x) => x == id && !to.is_float(),
+            _ => false,
+        })
     }
 
     /// The value of an address expression, as I32.

@@ -282,7 +282,7 @@ impl<'p, 'c> Writer<'p, 'c> {
         let (free, depth) = (free(nest), nest.dims.len());
         let (results, chunks) = (self.positions(nest, 0..free), self.positions(nest, free..depth));
         let stores = nest.stores.iter().any(|s| s.depth > free);
-        let size = group(chunks, results, self.crew.size, stores);
+        let size = group(chunks, results, self.crew.size, stores, self.p.rows() > 1);
         let groups = self.crew.size / size;
         let threads = e.iconst(I32, size as i64);
         let (number, lane) = match groups {

@@ -8,6 +8,7 @@ use crate::kernel::row::lower::lower;
 use crate::kernel::row::random;
 use crate::kernel::row::samples::{self, Body, Fill, Sample, Sizes};
 use crate::mlir::object::{self, Job, Text};
+use crate::mlir::ptxas;
 use crate::mlir::tier::Tier;
 
 fn text(sample: &Sample, stage: Text) -> String {
@@ -38,12 +39,19 @@ fn contiguous_rows_move_sixteen_bytes_and_are_read_once() {
 
 #[test]
 fn every_body_compiles_without_library_or_local_memory() {
-    let mut all = samples::all(MODEL);
-    all.push(samples::ops(Sizes { batch: 1, time: 3, heads: 1, dim: 61, block: 2, dtype: DType::F32 }));
-    for sample in all {
-        let ptx = text(&sample, Text::Asm);
+    let clean = |sample: &Sample| {
+        let ptx = text(sample, Text::Asm);
         for bad in [".local", "__nv_", "call.uni"] {
             assert!(!ptx.contains(bad), "{}: {bad} in\n{ptx}", sample.name);
+        }
+        ptx
+    };
+    clean(&samples::ops(Sizes { batch: 1, time: 3, heads: 1, dim: 61, block: 2, dtype: DType::F32 }));
+    for sample in samples::all(MODEL) {
+        let ptx = clean(&sample);
+        if let Some(tool) = ptxas::find() {
+            let report = ptxas::assemble(&tool, &ptx).unwrap_or_else(|why| panic!("{}: {why}", sample.name));
+            assert!(report.kernels.values().all(|k| k.spills == 0), "{}: {report:?}", sample.name);
         }
     }
 }
@@ -114,7 +122,7 @@ fn wide_rows_emulated() {
 #[test]
 fn spread_emulated() {
     let s = Sizes { batch: 2, time: 3, heads: 3, dim: 21, block: 2, dtype: DType::Bf16 };
-    emulate(&samples::all(s).iter().map(Sample::spread).collect::<Vec<_>>());
+    emulate(&samples::all(s).iter().step_by(2).map(Sample::spread).collect::<Vec<_>>());
 }
 
 #[test]
