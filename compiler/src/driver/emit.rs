@@ -93,7 +93,7 @@ pub(super) fn graphs(emits: &[Emit], a: &Assembly) -> Result<()> {
     write(emits, "grad", || print("train.micro"))
 }
 
-/// The plan as JSON, and every kernel's description.
+/// The plan as JSON, and every kernel's description: those of the CPU as their code is shared, those of a GPU as they are launched.
 pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
     write(emits, "plan", || {
         let mut p = b.program.clone();
@@ -106,7 +106,9 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
         let mut all: String = b.kernels.iter().map(text).collect();
         for planned in gpu(b) {
             all += &format!("# {}\n", planned.target.device());
-            all.extend(planned.kernels.iter().map(text));
+            let mut seen = std::collections::BTreeSet::new();
+            let steps = planned.graphs.iter().flat_map(|g| &g.steps).map(|s| text(&s.kernel));
+            all.extend(steps.filter(|t| seen.insert(t.clone())));
         }
         Ok(all)
     })

@@ -35,7 +35,7 @@ pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> 
     let all = distinct.len();
     let small = |k: &&Kernel| {
         let flops: u64 = Target::Gpu.launches(k).iter().map(|l| l.flops).sum();
-        flops <= LIMITS[usize::from(!matches!(k, Kernel::Gemm(_)))]
+        flops > 0 && flops <= LIMITS[usize::from(!matches!(k, Kernel::Gemm(_)))]
     };
     let kept: Vec<&Kernel> = distinct.into_iter().filter(small).collect();
     let trials = Mutex::new(Vec::new());
