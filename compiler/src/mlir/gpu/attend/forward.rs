@@ -88,6 +88,7 @@ impl<'c> Softmax<'_, 'c> {
         let start = Rows { max: [low; 2], sum: [zero; 2] };
         let (p, rows, _) = self.softmax(e, masked(e, scores, n(0)), start);
         let p = pack_all(e, &p);
+        block.wait(e, V_, n(0));
 
         let acc = ops::zeros(e, s.columns() as u16 / 2);
         let count = p.len();
@@ -101,12 +102,13 @@ impl<'c> Softmax<'_, 'c> {
             ops::wgmma_fence(e);
             let scores = block.scores(e, &q, &block.right(e, K, i));
             ops::wgmma_commit(e);
-            block.wait(e, V_, before);
             let acc = block.combine(e, acc, p, &block.right(e, V_, before));
             ops::wgmma_commit(e);
             let scores = ops::wgmma_wait(e, 1, &[scores])[0];
             block.free(e, K, i);
             let (p, rows, scale) = self.softmax(e, masked(e, scores, i), rows);
+            // The assembler moves arithmetic behind the end of the products, but not over this loop, which ends at once: it must wait for the tile anyway.
+            block.wait(e, V_, i);
             // Rounded only when the product has read the old ones: both sets do not fit the registers.
             let both = ops::wgmma_wait(e, 0, &[acc, ops::pack(e, &p)]);
             block.free(e, V_, before);
@@ -117,7 +119,6 @@ impl<'c> Softmax<'_, 'c> {
         let (acc, p) = (end[0], &end[1..=count]);
         let rest = &end[1 + count..];
         let last = e.add_n(steps, -1);
-        block.wait(e, V_, last);
         ops::wgmma_fence(e);
         let acc = block.combine(e, acc, p, &block.right(e, V_, last));
         ops::wgmma_commit(e);
