@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use crate::device::cuda::{Gpu, GpuLauncher};
 use crate::device::{Code, HOPPER, Launcher, Peak, Timing, tier};
 use crate::error::{Error, Result};
-use crate::plan::{Buffer, DType, Place, Program, Segment, Variant};
+use crate::plan::{Buffer, DType, Kernel, Place, Program, Segment, Variant};
 
 /// Where a program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -445,11 +445,11 @@ impl Session {
         }
     }
 
-    /// Time and work by kernel family since [`Session::reset_timings`].
-    pub fn families(&self) -> BTreeMap<String, Family> {
+    /// Time and work since [`Session::reset_timings`], kernels of one `key` together.
+    pub fn families(&self, key: impl Fn(&Kernel) -> String) -> BTreeMap<String, Family> {
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
         for (kernel, t) in self.variant().kernels.iter().zip(self.timings()) {
-            let f = families.entry(kernel.family.clone()).or_default();
+            let f = families.entry(key(kernel)).or_default();
             f.calls += t.calls;
             f.nanos += t.nanos;
             f.flops += t.calls * kernel.flops;

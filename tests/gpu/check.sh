@@ -40,10 +40,11 @@ for p in ${PARTS:-kernels golden tiny bench torch}; do
       for r in gpu1 gpu2; do run "tiny_$r" ./tiny train --data data --out "$out/tiny_$r" --seed 7 --steps 60 --device cuda:0 --overwrite; done
       run tiny_cpu ./tiny train --data data --out "$out/tiny_cpu" --seed 7 --steps 60 --device cpu --overwrite
       if cmp "$out/tiny_gpu1/weights.safetensors" "$out/tiny_gpu2/weights.safetensors"; then line "two GPU runs: the same bits"; else line "FAILED: two GPU runs differ"; failed=1; fi
+      run tiny_pack ./tiny pack --out "$out/tiny_gpu1"
       run tiny_score ./tiny score --data data --out "$out/tiny_gpu1" --device cuda:0 ;;
     bench)
       part "vrl11, T=2048, 98,304 tokens a step, bf16: golf"
-      LINES_SHOWN=40 run bench ./vrl11 bench --steps 5 --device cuda:0 ;;
+      LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --device cuda:0 ;;
     torch)
       part "vrl11, the same step in PyTorch"
       LINES_SHOWN=2 run torch_compile python3 torch_vrl11.py --mode compile --steps 10 ;;

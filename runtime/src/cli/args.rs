@@ -281,6 +281,9 @@ pub struct BenchArgs {
     /// Steps timed, after one that is not
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub steps: u64,
+    /// Also the N kernels that took longest, by symbol (`golfc --emit=kernels` describes them)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub kernels: usize,
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,

@@ -35,6 +35,7 @@ struct Times {
     steps: Vec<f64>,
     phases: Phases,
     families: BTreeMap<String, Family>,
+    kernels: BTreeMap<String, Family>,
     /// Steps that `families` is the sum of.
     kernel_steps: u64,
 }
@@ -93,9 +94,12 @@ pub fn bench(mut session: Session, request: &BenchArgs) -> Result<()> {
     }
     output::line("family            ms a step    calls     GFLOP/s   % of peak      GB/s")?;
     for r in &families {
-        let of_peak = r.share.map(|s| format!("{:.1}", s * 100.0)).unwrap_or_else(|| "-".into());
-        let (name, ms, calls, gflops, gbytes) = (&r.name, r.ms, r.calls, r.gflops, r.gbytes);
-        output::line(&format!("{name:<14} {ms:>12.2} {calls:>8.0} {gflops:>11.1} {of_peak:>11} {gbytes:>9.1}"))?;
+        output::line(&r.line(14))?;
+    }
+    let mut kernels: Vec<_> = times.kernels.iter().map(|(name, f)| Row::new(name, f, kernel_steps, peak)).collect();
+    kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    for r in kernels.iter().take(request.kernels) {
+        output::line(&r.line(32))?;
     }
     output::line(&format!(
         "memory {:.0} MB at most, {:.0} MB predicted",
@@ -127,6 +131,13 @@ impl Row {
         }
     }
 
+    /// One line of the table; the name takes `width` columns.
+    fn line(&self, width: usize) -> String {
+        let of_peak = self.share.map(|s| format!("{:.1}", s * 100.0)).unwrap_or_else(|| "-".into());
+        let Row { name, ms, calls, gflops, gbytes, .. } = self;
+        format!("{name:<width$} {ms:>12.3} {calls:>8.0} {gflops:>11.1} {of_peak:>11} {gbytes:>9.1}")
+    }
+
     fn json(&self) -> serde_json::Value {
         json!({
             "ms": self.ms, "calls": self.calls, "gflops": self.gflops, "gbytes_per_second": self.gbytes,
@@ -141,12 +152,13 @@ fn measure(session: &mut Session, steps: u64) -> Result<Times> {
     let vocab = u64::from(session.code().program.vocab);
     let (ranks, rows, seq) = (train.ranks as usize, stepper.rows(), train.seq as usize);
     let stream = Stream::new(SEED, "bench tokens");
+    // Drawn before the clock starts: training reads tokens from memory too.
+    let token = |i: usize| ((u64::from(stream.block(0, 0, i as u64)[0]) * vocab) >> 32) as i32;
+    let tokens: Vec<i32> = (0..=ranks * rows * seq).map(token).collect();
     let mut fill = |shard: usize, row: usize, x: &mut [i32], y: &mut [i32]| {
-        let first = ((shard * rows + row) * seq) as u64;
-        let token = |i: u64| ((u64::from(stream.block(0, 0, i)[0]) * vocab) >> 32) as i32;
-        for i in 0..x.len() {
-            (x[i], y[i]) = (token(first + i as u64), token(first + i as u64 + 1));
-        }
+        let first = (shard * rows + row) * seq;
+        x.copy_from_slice(&tokens[first..][..x.len()]);
+        y.copy_from_slice(&tokens[first + 1..][..y.len()]);
         Ok(())
     };
     let mut times = Times { kernel_steps: steps, ..Times::default() };
@@ -184,6 +196,7 @@ fn measure(session: &mut Session, steps: u64) -> Result<Times> {
         session.time_calls(false);
         times.kernel_steps = 1;
     }
-    times.families = session.families();
+    times.families = session.families(|k| k.family.clone());
+    times.kernels = session.families(|k| k.symbol.clone());
     Ok(times)
 }
