@@ -137,7 +137,7 @@ impl<'c> Softmax<'_, 'c> {
         let factor = e.fconst(F32, self.k.scale.get() * LOG2_E);
         let low = e.fconst(F32, f64::NEG_INFINITY);
         let (mut p, mut rows, mut scale) = (scores.clone(), old, old.max);
-        for h in 0..2 {
+        for (h, scale) in scale.iter_mut().enumerate() {
             let mine: Vec<usize> = (0..scores.len()).filter(|i| i / 2 % 2 == h).collect();
             let lanes = |f: &dyn Fn(V<'c>, V<'c>) -> V<'c>, x: &[V<'c>]| -> V<'c> {
                 // Four chains: enough to hide the latency, few registers.
@@ -154,12 +154,12 @@ impl<'c> Softmax<'_, 'c> {
                 None => max,
             };
             let shift = e.neg(e.mul(finite, factor));
-            scale[h] = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));
+            *scale = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));
             for &i in &mine {
                 p[i] = ops::exp2_approx(e, e.fma(scores[i], factor, shift));
             }
             rows.max[h] = max;
-            rows.sum[h] = e.fma(old.sum[h], scale[h], lanes(&|a, b| e.add(a, b), &p));
+            rows.sum[h] = e.fma(old.sum[h], *scale, lanes(&|a, b| e.add(a, b), &p));
         }
         (p, rows, scale)
     }
