@@ -4,7 +4,7 @@
 //! that all of it is a function of the shape, so that sums are always added in the same order.
 //!
 //! Launches, in order: `cast_a`, `cast_b` (operands that the copy engine cannot read as they lie: f32, or not aligned to 16 bytes), `main`, and, where k is cut
-//! (few tiles, deep k), `reduce`. A tile of C belongs to one block, whose last warp copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
+//! (few tiles, deep k), `reduce`. A symmetric product reads one operand twice; all of its tiles are computed, for small matrices fill no more than one wave. A tile of C belongs to one block, whose last warp copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
 //! warpgroups multiply, 64 rows each. Blocks are persistent and take tiles in a fixed order.
 
 use crate::graph::ir::{DType, EffectMode, Op};
@@ -185,7 +185,9 @@ impl Plan {
     fn with(g: &Gemm, tile: Tile, splits: usize) -> Plan {
         let stages = g.k.div_ceil(DEPTH);
         let piece = stages.div_ceil(splits);
-        let (a, b) = (Source::of(g, &g.a, g.m), Source::of(g, &g.b, g.n));
+        let a = Source::of(g, &g.a, g.m);
+        // Symmetric means that both operands are one matrix, however the second is addressed.
+        let b = if g.symmetric { a.clone() } else { Source::of(g, &g.b, g.n) };
         Plan { tile, splits: stages.div_ceil(piece), piece, a, b }
     }
 
@@ -212,7 +214,8 @@ impl Plan {
 
     fn temps(&self, g: &Gemm) -> Vec<u64> {
         let partial = (self.splits > 1).then(|| (self.splits * Plan::partial(g) * 4) as u64);
-        [self.a.temp(g), self.b.temp(g), partial].into_iter().flatten().collect()
+        let b = if g.symmetric { None } else { self.b.temp(g) };
+        [self.a.temp(g), b, partial].into_iter().flatten().collect()
     }
 }
 
@@ -299,8 +302,12 @@ pub fn launches(g: &Gemm) -> Vec<Launch> {
     let mut temps = (0..).map(LaunchArg::Temp);
     let mut next = || temps.next().unwrap_or(LaunchArg::Temp(0));
     let mut all = Vec::new();
-    let mut operands = Vec::new();
+    let mut operands: Vec<LaunchArg> = Vec::new();
     for (entry, source, o, arg) in [("cast_a", &plan.a, &g.a, 0), ("cast_b", &plan.b, &g.b, 1)] {
+        if let (true, [first]) = (g.symmetric, &operands[..]) {
+            operands.push(*first);
+            continue;
+        }
         let arg = LaunchArg::Arg(arg);
         if source.copied.is_none() {
             operands.push(arg);
@@ -319,7 +326,8 @@ pub fn launches(g: &Gemm) -> Vec<Launch> {
         Some(temp) => args.push(temp),
         None => args.extend(outputs.clone()),
     }
-    let sides = [(&plan.a, &g.a, plan.tile.rows), (&plan.b, &g.b, plan.tile.cols)];
+    let b = if g.symmetric { &g.a } else { &g.b };
+    let sides = [(&plan.a, &g.a, plan.tile.rows), (&plan.b, b, plan.tile.cols)];
     let maps = sides.iter().enumerate().map(|(i, (s, o, rows))| s.map(g, o, i as u32, *rows)).collect();
     let operand = |s: &Source| s.matrices(g) * s.extents.0 * s.extents.1 * 2;
     let partials = if plan.splits > 1 { plan.splits * Plan::partial(g) * 4 } else { 0 };

@@ -3,7 +3,7 @@
 //! *Takes* an operand (or partial sums); *gives* one function with a thread for every 8 consecutive elements; *promises* accesses of 16 bytes where the
 //! operand's strides allow it.
 
-use super::epilogue::Program;
+use super::epilogue::{Lanes, Program};
 use super::{batch_indices, ops, scaled};
 use crate::graph::ir::DType;
 use crate::kernel::gemm::{Gemm, Operand};
@@ -114,20 +114,20 @@ pub(super) fn reduce(unit: &Unit, symbol: &str, g: &Gemm, plan: &Plan) {
             let (matrix, row) = (e.divu(line, c(g.m)), e.remu(line, c(g.m)));
             let col = e.mul_n(col, VECTOR as i64);
             let block = program.block(e, &batch_indices(e, g, matrix));
-            let of_row = program.row(e, &block, row, col);
+            let of_row = program.row(e, &block, row, col, None);
             let tail = g.n % VECTOR;
             if tail == 0 {
-                return program.vector(e, &of_row, 0, LANES, sums);
+                return program.vector(e, &of_row, 0, Lanes::Row(LANES), sums);
             }
             e.if_(
                 e.cmp(Cmp::Eq, col, c(g.n - tail)),
                 &[],
                 |e| {
-                    program.vector(e, &of_row, 0, tail as u32, sums);
+                    program.vector(e, &of_row, 0, Lanes::Row(tail as u32), sums);
                     vec![]
                 },
                 |e| {
-                    program.vector(e, &of_row, 0, LANES, sums);
+                    program.vector(e, &of_row, 0, Lanes::Row(LANES), sums);
                     vec![]
                 },
             );

@@ -16,7 +16,7 @@ use super::ops::{self, Major, WARP};
 use crate::kernel::gemm::Gemm;
 use crate::kernel::gpu::gemm::{DEPTH, GROUP, Plan, Source, VECTOR};
 use crate::mlir::emit::{Cmp, Elem, Emit, I32, I64, Ty, Unit, V};
-use epilogue::Program;
+use epilogue::{Lanes, Program};
 
 /// Bytes of a row of a stage, and of the eight rows over which the swizzle repeats.
 const ROW: i64 = 128;
@@ -30,7 +30,7 @@ pub fn emit(unit: &Unit, g: &Gemm, name: &dyn Fn(&str) -> String) -> Result<(), 
     let plan = Plan::of(g);
     ops::declare_shared(unit);
     for (entry, source, operand) in [("cast_a", &plan.a, &g.a), ("cast_b", &plan.b, &g.b)] {
-        if let Some(pitch) = source.copied {
+        if let Some(pitch) = source.copied.filter(|_| entry == "cast_a" || !g.symmetric) {
             flat::cast(unit, &name(entry), g, source, operand, pitch);
         }
     }
@@ -327,37 +327,44 @@ impl<'k, 'c> Block<'k, 'c> {
         }
     }
 
-    /// Runs the epilogue on vectors of 8 columns: the four lanes that hold a row exchange their pairs for that.
+    /// Runs the epilogue on 8 columns of 32 at a time: as the lanes hold them where every argument allows it, otherwise 8 neighbours after an exchange.
     fn finish(&self, e: &Emit<'c>, program: &Program<'k, 'c>, item: &Item<'c>, sums: &Sums<'c>) {
         let (g, tile) = (self.g, self.plan.tile);
         let c = |n: usize| e.iconst(I32, n as i64);
-        let quarter = e.remu(sums.lane, c(4));
-        let first = e.add(item.col, e.mul_n(quarter, VECTOR as i64));
+        let quad = Quad::new(e, sums.lane);
         let of_block = program.block(e, &item.batch);
+        let ragged = !g.n.is_multiple_of(tile.cols);
         for half in 0..2 {
             let row = sums.row(e, half);
-            let inside = (g.m % tile.rows != 0).then(|| e.cmp(Cmp::Lt, row, c(g.m)));
+            let inside = (!g.m.is_multiple_of(tile.rows)).then(|| e.cmp(Cmp::Lt, row, c(g.m)));
             // Rows beyond the last read what the last one reads, and store nothing.
             let row = if inside.is_some() { e.min(row, c(g.m - 1)) } else { row };
-            let of_row = program.row(e, &of_block, row, first);
+            let both = |yes| inside.map_or(yes, |inside| e.and(inside, yes));
+            let of_row = program.row(e, &of_block, row, item.col, Some(quad));
             for span in 0..tile.cols / 32 {
-                let x = sums.gather(e, half, span, quarter);
                 let from = 32 * span as i64;
-                let col = e.add_n(first, from);
-                if g.n % tile.cols == 0 {
-                    match inside {
-                        Some(inside) => e.when(inside, |e| program.vector(e, &of_row, from, VECTOR as u32, x)),
-                        None => program.vector(e, &of_row, from, VECTOR as u32, x),
-                    }
+                // Guard of 8 columns that start at column `first` of the span.
+                let guard = |first: V<'c>| match ragged {
+                    true => Some(both(e.cmp(Cmp::Le, e.add(first, c(32 * span + VECTOR)), c(g.n)))),
+                    false => inside,
+                };
+                let first = e.add(item.col, e.mul_n(quad.quarter, VECTOR as i64));
+                if program.pairs() {
+                    let blocks = [0, 1, 2, 3].map(|j| guard(e.add_n(item.col, j * VECTOR as i64)));
+                    let lanes = Lanes::Pairs { blocks, vector: guard(first) };
+                    program.vector(e, &of_row, from, lanes, sums.pairs(e, half, span));
                     continue;
                 }
-                let both = |yes| inside.map_or(yes, |inside| e.and(inside, yes));
-                let whole = both(e.cmp(Cmp::Le, col, e.iconst(I32, g.n as i64 - VECTOR as i64)));
-                e.when(whole, |e| program.vector(e, &of_row, from, VECTOR as u32, x));
+                let x = sums.gather(e, half, span, quad);
+                let whole = |e: &Emit<'c>| program.vector(e, &of_row, from, Lanes::Row(VECTOR as u32), x);
+                match guard(first) {
+                    Some(guard) => e.when(guard, whole),
+                    None => whole(e),
+                }
                 let tail = g.n % VECTOR;
                 if tail != 0 {
-                    let last = both(e.cmp(Cmp::Eq, col, c(g.n - tail)));
-                    e.when(last, |e| program.vector(e, &of_row, from, tail as u32, x));
+                    let last = both(e.cmp(Cmp::Eq, e.add_n(first, from), c(g.n - tail)));
+                    e.when(last, |e| program.vector(e, &of_row, from, Lanes::Row(tail as u32), x));
                 }
             }
         }
@@ -378,29 +385,57 @@ impl<'c> Sums<'c> {
         e.add_n(e.add(self.row, e.divu(self.lane, e.iconst(I32, 4))), 8 * half as i64)
     }
 
-    /// 8 consecutive columns of columns `32 span ..`: lane q of four gets the q-th eight. The four lanes hold columns `8 j + 2 q + (0, 1)` for j below 4; they
-    /// transpose the 4 x 4 pairs (j, q) by exchanging halves with the neighbour at distance 1, then 2.
-    fn gather(&self, e: &Emit<'c>, half: usize, span: usize, quarter: V<'c>) -> V<'c> {
-        let bit = |n: i64| e.cmp(Cmp::Ne, e.and(quarter, e.iconst(I32, n)), e.iconst(I32, 0));
-        let mut x: Vec<[V<'c>; 2]> = (0..4)
-            .map(|j| {
-                let at = 4 * (4 * span + j) + 2 * half;
-                [self.values[at], self.values[at + 1]]
-            })
-            .collect();
-        for distance in [1, 2] {
-            let odd = bit(distance as i64);
+    /// What a lane holds of columns `32 span ..`: pairs at `8 j + 2 q`, j below 4.
+    fn pair(&self, half: usize, span: usize) -> impl Fn(usize) -> [V<'c>; 2] {
+        move |j| {
+            let at = 4 * (4 * span + j) + 2 * half;
+            [self.values[at], self.values[at + 1]]
+        }
+    }
+
+    /// [`Sums::pair`] in one vector.
+    fn pairs(&self, e: &Emit<'c>, half: usize, span: usize) -> V<'c> {
+        let x: Vec<V> = (0..4).flat_map(self.pair(half, span)).collect();
+        e.op1("vector.from_elements", &x, Ty::vec(VECTOR as u32, Elem::F32), &[])
+    }
+
+    /// 8 consecutive columns of columns `32 span ..`: lane q of four gets the q-th eight.
+    fn gather(&self, e: &Emit<'c>, half: usize, span: usize, quad: Quad<'c>) -> V<'c> {
+        let x: Vec<[V; 2]> = (0..4).map(self.pair(half, span)).collect();
+        let [low, high] = [0, 1].map(|c| quad.transpose(e, [x[0][c], x[1][c], x[2][c], x[3][c]]));
+        let x: Vec<V> = low.into_iter().zip(high).flat_map(|(a, b)| [a, b]).collect();
+        e.op1("vector.from_elements", &x, Ty::vec(VECTOR as u32, Elem::F32), &[])
+    }
+}
+
+/// Four neighbouring lanes, which hold the same rows.
+#[derive(Clone, Copy)]
+struct Quad<'c> {
+    /// This lane's number in its quad.
+    quarter: V<'c>,
+    /// Its two bits.
+    bits: [V<'c>; 2],
+}
+
+impl<'c> Quad<'c> {
+    fn new(e: &Emit<'c>, lane: V<'c>) -> Self {
+        let quarter = e.remu(lane, e.iconst(I32, 4));
+        let bits = [1, 2].map(|n| e.cmp(Cmp::Ne, e.and(quarter, e.iconst(I32, n)), e.iconst(I32, 0)));
+        Quad { quarter, bits }
+    }
+
+    /// Lane q's x\[j\] becomes lane j's x\[q\]: halves are exchanged with the neighbour at distance 1, then 2. All lanes of the warp call it.
+    fn transpose(&self, e: &Emit<'c>, mut x: [V<'c>; 4]) -> [V<'c>; 4] {
+        for (odd, distance) in self.bits.into_iter().zip([1, 2]) {
             for low in (0..4).filter(|j| j & distance == 0) {
                 let high = low + distance;
-                for c in 0..2 {
-                    let (a, b) = (x[low][c], x[high][c]);
-                    let got = ops::shuffle_xor(e, e.select(odd, a, b), distance as i64);
-                    x[low][c] = e.select(odd, got, a);
-                    x[high][c] = e.select(odd, b, got);
-                }
+                let (a, b) = (x[low], x[high]);
+                let got = ops::shuffle_xor(e, e.select(odd, a, b), distance as i64);
+                x[low] = e.select(odd, got, a);
+                x[high] = e.select(odd, b, got);
             }
         }
-        e.op1("vector.from_elements", &x.concat(), Ty::vec(VECTOR as u32, Elem::F32), &[])
+        x
     }
 }
 
