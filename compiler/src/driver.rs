@@ -168,7 +168,7 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     emit::ast(emits, &model)?;
     let source = Checked { map: &map };
 
-    let parts = times.stage("graphs", || {
+    let mut parts = times.stage("graphs", || {
         kinds(&model, o)
             .into_iter()
             .map(|(target, p)| program::Part::new(&model, target, p).map_err(|e| source.stop(e)))
@@ -184,7 +184,8 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     if !wanted {
         return Ok(());
     }
-    let built = times.stage("schedule", || program::build(&model, &parts))?;
+    let planned = times.stage("schedule", || program::plan(&model, &mut parts, gpu_by_name(o)))?;
+    let built = program::build(&model, &parts, planned);
     emit::plan(emits, &built)?;
     if o.explain {
         let text = explain::text(&model, &built);
@@ -268,11 +269,15 @@ fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) ->
     Ok(())
 }
 
+/// Whether the user asked for GPU code. If not it is made all the same where it can be (without `--target`: everything this golfc implements).
+fn gpu_by_name(o: &Options) -> bool {
+    o.check_kernels || o.targets.iter().any(|t| t == Target::Gpu.device())
+}
+
 /// The variants an executable holds: the CPU's in every precision, then the GPU's (bf16 only: its matrix units know no f32).
 fn kinds(model: &lang::Model, o: &Options) -> Vec<(Target, DType)> {
     let precisions = precisions(model, o.precision.as_deref());
-    let asked = o.check_kernels || o.targets.iter().any(|t| t == Target::Gpu.device());
-    let gpu = asked && precisions[0] == DType::Bf16;
+    let gpu = (o.targets.is_empty() || gpu_by_name(o)) && precisions[0] == DType::Bf16;
     let cpu = precisions.into_iter().map(|p| (Target::Cpu, p));
     cpu.chain(gpu.then_some((Target::Gpu, DType::Bf16))).collect()
 }

@@ -169,9 +169,28 @@ impl Part {
     }
 }
 
-/// Plans every part and puts the program together. The first part is the CPU's in the program's own precision.
-pub(super) fn build(model: &Model, parts: &[Part]) -> Result<Built, schedule::Error> {
-    let planned = parts.iter().map(|p| p.plan(model)).collect::<Result<Vec<_>, _>>()?;
+/// Plans every part. A GPU's that cannot be planned is an error if the user asked for it; otherwise it is left out, and a note on stderr says why.
+pub(super) fn plan(model: &Model, parts: &mut Vec<Part>, gpu_by_name: bool) -> Result<Vec<Planned>, schedule::Error> {
+    let mut planned = Vec::new();
+    let mut refused = None;
+    for (i, part) in parts.iter().enumerate() {
+        match part.plan(model) {
+            Ok(p) => planned.push(p),
+            Err(why) if part.target == Target::Gpu && !gpu_by_name => {
+                eprintln!("note: no code for {}: {why} (--target cpu leaves it out)", part.target.device());
+                refused = Some(i);
+            }
+            Err(why) => return Err(why),
+        }
+    }
+    if let Some(i) = refused {
+        parts.remove(i);
+    }
+    Ok(planned)
+}
+
+/// Puts the program together. The first part is the CPU's in the program's own precision.
+pub(super) fn build(model: &Model, parts: &[Part], planned: Vec<Planned>) -> Built {
     let assemblies: Vec<&Assembly> = parts.iter().map(|p| &p.assembly).collect();
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
     for k in planned.iter().filter(|p| p.variant.device == "cpu").flat_map(|p| &p.kernels) {
@@ -195,7 +214,7 @@ pub(super) fn build(model: &Model, parts: &[Part]) -> Result<Built, schedule::Er
         quantize: quantize(model, assemblies[0]),
         evaluate: evaluate(model),
     };
-    Ok(Built { program, kernels: kernels.into_values().collect(), planned })
+    Built { program, kernels: kernels.into_values().collect(), planned }
 }
 
 /// Threads the memory prediction counts scratch for.
