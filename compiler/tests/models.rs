@@ -24,6 +24,11 @@ fn tiny_has_every_technique_of_vrl11() {
     let (tiny, vrl11) = (model("tiny", &[]), model("vrl11", &[]));
     assert!(tiny.warnings.is_empty(), "{:?}", tiny.warnings);
     assert_eq!(tiny.techniques, vrl11.techniques);
+    for title in
+        ["Exclusive self attention (XSA)", "Muon", "Soft cap of the logits", "One number that scales something"]
+    {
+        assert!(vrl11.techniques.iter().any(|t| t == title), "{title}: {:#?}", vrl11.techniques);
+    }
     assert_eq!(tiny.prelude, vrl11.prelude);
 }
 
@@ -165,5 +170,17 @@ fn models_and_prelude_are_formatted() {
             }
             assert!(formatted.as_bytes() == bytes, "{}: run golfc --fmt", path.display());
         }
+    }
+}
+
+#[test]
+fn the_readme_shows_the_prelude_as_it_is() {
+    let folder = std::fs::read_dir(common::repository("compiler/src/prelude")).unwrap();
+    let prelude: String = folder.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
+    let readme = std::fs::read_to_string(common::repository("README.md")).unwrap();
+    let shown: Vec<&str> = readme.split("```golf\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!shown.is_empty());
+    for code in shown {
+        assert!(prelude.contains(code), "the prelude does not contain\n{code}");
     }
 }

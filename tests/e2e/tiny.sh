@@ -92,6 +92,8 @@ cp -r data model; rm model/tokenizer.bytes; cp "$root/tests/data/tokenizer/nfkc.
 expect 1 "nfkc.model: a tokenizer of 400 ids, the program's vocabulary is 260" ./tiny score --data model --out new5 --artifact run1/artifact.golfa
 cp run1/artifact.golfa flipped.golfa; printf '\xaa' | dd of=flipped.golfa bs=1 seek=5000 conv=notrunc status=none
 expect 1 "damaged|checksum" ./tiny score --data data --out new4 --artifact flipped.golfa
+expect 1 "new6/artifact.golfa: no such file" ./tiny score --data data --out new6
+! ls -d new? 2>/dev/null || fail "a refused command left a directory"
 
 : > empty.golf; head -c 10000000 /dev/urandom > noise.golf; printf '%0.s(' $(seq 100000) > brackets.golf
 expect 1 "empty" "$golfc" empty.golf -o x

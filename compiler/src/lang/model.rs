@@ -47,7 +47,7 @@ pub struct Model {
     pub prelude: String,
     /// The overrides.
     pub sets: Vec<String>,
-    /// The first line above each prelude definition used.
+    /// What each prelude definition used is called in the comment above it.
     pub techniques: Vec<String>,
     /// Warnings.
     pub warnings: Vec<Diagnostic>,
@@ -192,7 +192,7 @@ fn check(
     })
 }
 
-/// Texts of the prelude definitions reached, and what the comment above each says first.
+/// Texts of the prelude definitions reached, and the title of the comment above each.
 fn used_prelude(program: &Program, map: &SourceMap, reached: &BTreeSet<Name>) -> (String, Vec<String>) {
     let (mut text, mut techniques) = (String::new(), Vec::new());
     for (id, module) in program.modules.iter().enumerate().skip(1) {
@@ -208,12 +208,22 @@ fn used_prelude(program: &Program, map: &SourceMap, reached: &BTreeSet<Name>) ->
             }
             text.push_str(map.slice(item.span));
             text.push('\n');
-            if let Some(first) = module.doc(map, item.span).into_iter().next() {
-                techniques.push(first);
+            let doc = module.doc(map, item.span);
+            if !doc.is_empty() {
+                techniques.push(title(&doc.join(" ")).to_string());
             }
         }
     }
     (text, techniques)
+}
+
+/// What stands before the first colon or the end of the first sentence.
+fn title(text: &str) -> &str {
+    let colons = text.match_indices(": ");
+    let stops =
+        text.match_indices(". ").filter(|(i, _)| text[..*i].ends_with(|c: char| c.is_alphanumeric() || c == ')'));
+    let end = colons.chain(stops).map(|(i, _)| i).min();
+    end.map_or(text.trim_end_matches('.'), |end| &text[..end])
 }
 
 /// What the first elaboration gives.

@@ -200,7 +200,8 @@ fn failures_name_their_cause_and_leave_the_old_file() {
     assert_eq!(std::fs::read(&old).expect("reads"), b"old");
     let kernel = kernel(DType::F32);
     let nowhere = dir.path().join("no/such/directory/run");
-    let error = link(&program(&kernel), &[], &[kernel.clone()], &nowhere, &uncached(1)).expect_err("no directory");
+    let error =
+        link(&program(&kernel), &[], std::slice::from_ref(&kernel), &nowhere, &uncached(1)).expect_err("no directory");
     assert!(error.exit_code() == 1 && error.to_string().contains("no/such/directory"), "{error}");
     let error = link(&program(&kernel), &[], &[], Path::new("x"), &uncached(1)).expect_err("a kernel is missing");
     assert!(error.to_string().contains("which no kernel defines"), "{error}");

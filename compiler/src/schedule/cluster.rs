@@ -272,14 +272,11 @@ impl<'a> Walk<'a> {
             Kind::Attend | Kind::Scatter | Kind::Host => return Err(refuse(n, "this family fuses nothing")),
         };
         let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
-        match &node.op {
-            // These look at other rows, so their operand has to be in memory.
-            Op::Shift(..) | Op::Gather(_) => {
-                if self.clusters.leaf(node.args[0], self.cluster, inlined).is_none() {
-                    return Err(refuse(node.args[0], "has to be in memory, because other rows of it are read"));
-                }
-            }
-            _ => {}
+        // These look at other rows, so their operand has to be in memory.
+        if matches!(node.op, Op::Shift(..) | Op::Gather(_))
+            && self.clusters.leaf(node.args[0], self.cluster, inlined).is_none()
+        {
+            return Err(refuse(node.args[0], "has to be in memory, because other rows of it are read"));
         }
         let inner = match gemm {
             Some(frame) => epilogue_operand(g, frame, n, digits).map_err(|why| refuse(n, &why))?,

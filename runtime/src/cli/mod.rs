@@ -106,9 +106,10 @@ impl Cmd {
                     (None, Some(a)) => evaluation::Source::Artifact(a),
                     (None, None) => evaluation::Source::Artifact(out.join(ARTIFACT)),
                 };
-                let session = self.session(&device)?;
+                let mut session = self.session(&device)?;
                 let request = score.request(data, source);
-                evaluation::score(&mut self.attach(session, &out)?, &request)
+                let opened = evaluation::open(&mut session, &request)?;
+                evaluation::score(&mut self.attach(session, &out)?, &request, opened)
             }
             args::Command::Verify { device, out, data, replay, chunks } => {
                 let options = device.options()?;

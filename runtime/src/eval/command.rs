@@ -155,12 +155,23 @@ fn header(run: &mut Run, val: &ValData, artifact: String, plan: Option<&AdaptPla
     })
 }
 
+/// What a score reads, read and found good before anything is written.
+pub struct Opened {
+    val: ValData,
+    artifact: String,
+}
+
+/// Opens the data and loads the weights.
+pub fn open(session: &mut Session, o: &ScoreRequest) -> Result<Opened> {
+    let val = ValData::open(&session.code().clone().program, &o.data)?;
+    Ok(Opened { val, artifact: load(session, &o.source)? })
+}
+
 /// Plain, sliding and (unless told not to) score-first adapted score of the weights, with a receipt for the last of them.
-pub fn score(run: &mut Run, o: &ScoreRequest) -> Result<()> {
+pub fn score(run: &mut Run, o: &ScoreRequest, opened: Opened) -> Result<()> {
     let code = run.session.code().clone();
     let e = &code.program.evaluate;
-    let val = ValData::open(&code.program, &o.data)?;
-    let artifact = load(&mut run.session, &o.source)?;
+    let Opened { val, artifact } = opened;
     let plan = adapt_plan(e, val.targets, o.adapt);
     let header = header(run, &val, artifact, plan.as_ref())?;
     run.note(format!(
@@ -343,5 +354,6 @@ pub fn verify(code: &Arc<Code>, o: &VerifyRequest, signals: &Signals) -> Result<
 
 /// The scores of `run all`; what an interrupted evaluation of other weights left is not resumed.
 pub fn all(run: &mut Run, request: &ScoreRequest) -> Result<()> {
-    score(run, request)
+    let opened = open(&mut run.session, request)?;
+    score(run, request, opened)
 }

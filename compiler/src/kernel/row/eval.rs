@@ -328,10 +328,10 @@ impl<'a> Evaluator<'a> {
     }
 
     fn merge(&mut self, v: Val, from: &[AxisId], to: AxisId, env: &Env) -> Made {
-        if let Some(layout) = self.view(v) {
-            if let Some((at, foreign)) = layout.address(self, env) {
-                return Ok(self.load(layout.mem, at, self.values.get(v).lane, foreign, layout.source));
-            }
+        if let Some(layout) = self.view(v)
+            && let Some((at, foreign)) = layout.address(self, env)
+        {
+            return Ok(self.load(layout.mem, at, self.values.get(v).lane, foreign, layout.source));
         }
         let mut env = env.clone();
         let mut e = env[&to].clone();

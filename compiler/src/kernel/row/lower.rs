@@ -232,13 +232,13 @@ impl Plan {
             let groups = if item.section == Level::Task { &mut plan.task } else { &mut plan.row };
             for piece in pieces {
                 for (mem, _, foreign) in &piece.loads {
-                    if let (Mem::Arg(n), true) = (mem, foreign) {
-                        if cutter.values.in_place(*n) {
-                            let name = &cutter.values.row.graph.buffers[*n].name;
-                            return Err(Request::Refuse(format!(
-                                "a row kernel writes `{name}` and reads other rows of it"
-                            )));
-                        }
+                    if let (Mem::Arg(n), true) = (mem, foreign)
+                        && cutter.values.in_place(*n)
+                    {
+                        let name = &cutter.values.row.graph.buffers[*n].name;
+                        return Err(Request::Refuse(format!(
+                            "a row kernel writes `{name}` and reads other rows of it"
+                        )));
                     }
                 }
                 place(groups, cutter, items, piece)?;

@@ -30,7 +30,7 @@ impl Update {
         if self.b.size(r) > self.b.size(c) {
             (r, c) = (c, r);
         }
-        let (r2, r3) = (self.b.twin(r), self.axis(&format!("{}~", self.b.axis_name(r).to_string()), self.b.size(r)));
+        let (r2, r3) = (self.b.twin(r), self.axis(&format!("{}~", self.b.axis_name(r)), self.b.size(r)));
         let sq = self.b.mul(u, u).unwrap();
         let norm = self.b.sum(sq, &axes).unwrap();
         let norm = self.b.sqrt(norm).unwrap();

@@ -146,7 +146,7 @@ impl Maker {
             }
             21 => {
                 if self.below(2) == 0 || !axes.contains(&self.table) {
-                    let rest = vec![self.axes[0], self.axes[1]];
+                    let rest = [self.axes[0], self.axes[1]];
                     if !rest.iter().all(|a| axes.contains(a)) {
                         return;
                     }

@@ -300,10 +300,12 @@ impl<'c> Writer<'_, 'c> {
             _ => Shape::Uniform,
         };
         let mut value = self.operand(e, s.value, !matches!(shape, Shape::Uniform));
-        if let (Some((loops, round)), Mem::Scratch(_)) = (&self.even, s.mem) {
-            if !s.add && s.depth == nest.dims.len() && each_lane(nest, &s.at) {
-                self.kept.insert((s.mem, s.at.clone(), loops.clone(), *round), value);
-            }
+        if let (Some((loops, round)), Mem::Scratch(_)) = (&self.even, s.mem)
+            && !s.add
+            && s.depth == nest.dims.len()
+            && each_lane(nest, &s.at)
+        {
+            self.kept.insert((s.mem, s.at.clone(), loops.clone(), *round), value);
         }
         if self.in_registers(s.mem) {
             return;
