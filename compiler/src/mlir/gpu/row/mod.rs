@@ -299,7 +299,7 @@ impl<'p, 'c> Writer<'p, 'c> {
     /// an update in place may come after a reduction over the same row.
     fn await_memory(&mut self, e: &Emit<'c>, read: BTreeSet<Mem>, written: BTreeSet<Mem>) {
         // A thread adds to its own columns of a sum; spread kernels keep to their columns altogether.
-        let shared = |mem: &&Mem| !matches!(mem, Mem::Scratch(i) if self.l.sums.contains(i));
+        let shared = |mem: &Mem| !matches!(mem, Mem::Scratch(i) if self.l.sums.contains(i));
         let conflict = self.l.spread.is_none()
             && (read.intersection(&self.written).any(shared) || written.intersection(&self.read).any(shared));
         if conflict {
