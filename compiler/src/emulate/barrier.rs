@@ -53,6 +53,11 @@ impl Mbarrier {
         Ok(())
     }
 
+    /// Whether copies were announced that have not come, or came unannounced.
+    pub(super) fn expects_bytes(&self) -> bool {
+        self.bytes != 0
+    }
+
     /// The number of the phase that loads started now complete.
     pub(super) fn phase(&self) -> u32 {
         self.phase as u32 + 1

@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -15,8 +16,9 @@ use super::barrier::{Barrier, Mbarrier};
 use super::copy::Copies;
 use super::lower::REGISTERS;
 use super::memory::Memory;
+use super::multiply::Loops;
 use super::order::Order;
-use super::product::Products;
+use super::product::{Parts, Products};
 
 /// Bytes of a fiber's stack. Kernels keep at most a few kilobytes of spilled registers there.
 const STACK: usize = 128 << 10;
@@ -102,6 +104,9 @@ pub(super) struct Block {
     pub(super) copies: Copies,
     pub(super) order: Order,
     pub(super) products: Vec<Products>,
+    pub(super) loops: Loops,
+    /// Operands met so far, by descriptor, whether k is the outer index, and rows.
+    pub(super) operands: BTreeMap<(i64, bool, usize), Rc<Parts>>,
     /// Registers per thread of each warpgroup.
     pub(super) allotted: Vec<u32>,
     /// Where calls take and give values that do not fit their parameters.
@@ -153,7 +158,7 @@ pub(super) fn attempt<R: Default>(site: i32, f: impl FnOnce(&mut Block) -> Resul
 }
 
 impl Block {
-    pub(super) fn new(index: u32, threads: usize, mode: Mode, memory: Memory) -> Block {
+    pub(super) fn new(index: u32, threads: usize, mode: Mode, memory: Memory, loops: Loops) -> Block {
         let thread = |_| Thread { wait: Wait::No, site: 0, done: false, yielder: std::ptr::null() };
         let warp = |_| Warp { generation: 0, arrived: 0, site: 0, values: [[[0; 10]; 32]; 2] };
         let groups = threads.div_ceil(128);
@@ -171,6 +176,8 @@ impl Block {
             copies: Copies::new(threads),
             order,
             products: (0..groups).map(|_| Products::default()).collect(),
+            loops,
+            operands: BTreeMap::new(),
             allotted: vec![(65536 / threads as u32 / 8 * 8).min(256); groups],
             registers: vec![[0; REGISTERS]; threads],
             failure: None,
@@ -249,6 +256,9 @@ impl Block {
         self.copies.check_end()?;
         for (g, products) in self.products.iter().enumerate() {
             products.check_end().map_err(|what| format!("warpgroup {g} {what}"))?;
+        }
+        if let Some((&at, m)) = self.mbarriers.iter().find(|(_, m)| m.expects_bytes()) {
+            return Err(format!("the block ends while the mbarrier at {} expects copies: {m}", Memory::offset(at)));
         }
         match self.barriers.iter().position(|b| !b.arrived.is_empty()) {
             Some(id) => Err(format!("the block ends while threads are at barrier {id}")),

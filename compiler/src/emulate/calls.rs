@@ -126,29 +126,28 @@ extern "C" fn emu_named_barrier(id: i32, threads: i32, site: i32) {
     wait_for(wait);
 }
 
-/// Exchanges a value with the warp; gives all lanes' values.
-fn exchange(value: u32, mask: i32, barrier: bool, site: i32) -> [u32; 32] {
+/// Exchanges a value with the warp; gives that of lane `from`.
+fn exchange(value: u32, mask: i32, barrier: bool, from: usize, site: i32) -> u32 {
     let (wait, buffer) = attempt(site, |b| match mask {
         -1 => b.meet(&[value.into()], barrier),
         _ => Err(format!("lanes {mask:#x} of a warp instead of all")),
     });
     wait_for(wait);
-    with(|b| std::array::from_fn(|lane| b.warps[b.current / 32].values[buffer][lane][0] as u32))
+    with(|b| b.warps[b.current / 32].values[buffer][from][0] as u32)
 }
 
 extern "C" fn emu_warp_barrier(mask: i32, site: i32) {
-    exchange(0, mask, true, site);
+    exchange(0, mask, true, 0, site);
 }
 
 fn shuffle_xor(mask: i32, value: u32, by: i32, clamp: i32, site: i32) -> u32 {
     attempt(site, |_| check_shuffle(by, clamp));
-    let all = exchange(value, mask, false, site);
-    all[with(|b| b.current % 32) ^ by as usize]
+    exchange(value, mask, false, with(|b| b.current % 32) ^ by as usize, site)
 }
 
 fn shuffle_from(mask: i32, value: u32, from: i32, clamp: i32, site: i32) -> u32 {
     attempt(site, |_| check_shuffle(from, clamp));
-    exchange(value, mask, false, site)[from as usize]
+    exchange(value, mask, false, from as usize, site)
 }
 
 fn check_shuffle(lane: i32, clamp: i32) -> Result<(), String> {

@@ -3,23 +3,31 @@
 //! *Takes* a kernel, or all of a program; *gives* the largest error of its emulated GPU code on random arguments, in units of what is allowed; *promises*
 //! that the code ran with copies and products at once and as late as possible, with threads in different orders, and gave the same bits.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
 use super::{Code, Options};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, gpu};
 use crate::schedule::trial::Trial;
 
-/// Work of one kernel above which [`check_program`] passes it over, in floating-point operations or bytes: the emulator and the reference do
-/// about a hundred million a second.
-const LIMIT: u64 = 2_000_000_000;
+/// Work of a contraction, of any other kernel, above which [`check_program`] passes it over, in floating-point operations or bytes: the emulator
+/// and the reference would take minutes.
+const LIMITS: [u64; 2] = [2_000_000_000, 400_000_000];
 
 /// Compares a kernel's emulated GPU code with its reference. Gives the largest difference in units of the tolerance (at most 1).
 pub fn check(kernel: &Kernel, seed: u64) -> Result<f64, String> {
-    let describe = |what: String| format!("{what}\n{}", kernel.text());
     let trial = Trial::new(kernel, seed)?;
+    compare(kernel, &trial, seed, Options::default().workers)
+}
+
+fn compare(kernel: &Kernel, trial: &Trial, seed: u64, workers: usize) -> Result<f64, String> {
+    let describe = |what: String| format!("{what}\n{}", kernel.text());
     let code = Code::of(kernel).map_err(|r| describe(r.to_string()))?;
     let mut first: Option<Vec<Vec<u8>>> = None;
     let mut worst = 0f64;
     for (order, lazy) in [(0, false), (2 * seed + 1, true)] {
-        let options = Options { seed: order, lazy, ..Options::default() };
+        let options = Options { seed: order, lazy, workers };
         let mut args = trial.args.clone();
         code.run(kernel, &mut args, &options).map_err(|r| describe(format!("{r}\n  ({options:?})")))?;
         let error = trial.compare(&args).map_err(|what| describe(format!("{what}\n  ({options:?})")))?;
@@ -35,31 +43,63 @@ pub fn check(kernel: &Kernel, seed: u64) -> Result<f64, String> {
     Ok(worst)
 }
 
-/// Checks every distinct kernel of a program; `report` gets a line for each. Kernels that are too large to emulate are passed over and said to be.
-/// Error: how many are wrong.
+/// What became of a kernel, as a line; true: it is wrong.
+fn line(kernel: &Kernel) -> (String, bool) {
+    let symbol = kernel.symbol();
+    if let Err(why) = gpu::check(kernel) {
+        return (format!("{symbol}: wrong: {why}"), true);
+    }
+    let work: u64 = gpu::launches(kernel).iter().map(|l| l.flops.max(l.bytes)).sum();
+    if work > LIMITS[usize::from(!matches!(kernel, Kernel::Gemm(_)))] {
+        return (
+            format!("{symbol}: not checked, {} million operations are too many to emulate", work / 1_000_000),
+            false,
+        );
+    }
+    match Trial::new(kernel, 1) {
+        Err(why) => (format!("{symbol}: not checked, {why}"), false),
+        Ok(trial) => match compare(kernel, &trial, 1, 1) {
+            Ok(error) => (format!("{symbol}: right, largest error {error:.3} of what is allowed"), false),
+            Err(what) => (format!("{symbol}: wrong: {what}"), true),
+        },
+    }
+}
+
+/// Checks every distinct kernel of a program, several at a time; `report` gets a line for each, in order. Kernels that are too large to emulate are
+/// passed over and said to be. Error: how many are wrong.
 pub fn check_program(kernels: &[Kernel], report: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let generated = kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
+    let distinct: Vec<&Kernel> = generated.filter(|k| seen.insert(k.symbol())).collect();
+    let next = AtomicUsize::new(0);
+    let (send, receive) = mpsc::channel();
     let mut wrong = 0;
-    for kernel in kernels.iter().filter(|k| !matches!(k, Kernel::Host(_))) {
-        let symbol = kernel.symbol();
-        if !seen.insert(symbol.clone()) {
-            continue;
+    std::thread::scope(|scope| {
+        for _ in 0..Options::default().workers.clamp(1, distinct.len().max(1)) {
+            let (send, next, distinct) = (send.clone(), &next, &distinct);
+            scope.spawn(move || {
+                loop {
+                    let position = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernel) = distinct.get(position) else { break };
+                    // If nobody listens the result is of no use.
+                    let _ = send.send((position, line(kernel)));
+                }
+            });
         }
-        let work: u64 = crate::kernel::gpu::launches(kernel).iter().map(|l| l.flops.max(l.bytes)).sum();
-        if work > LIMIT {
-            report(&format!("{symbol}: not checked, {} million operations are too many to emulate", work / 1_000_000));
-            continue;
-        }
-        match check(kernel, 1) {
-            Ok(error) => report(&format!("{symbol}: right, largest error {error:.3} of what is allowed")),
-            Err(what) => {
-                wrong += 1;
-                report(&format!("{symbol}: wrong: {what}"));
+        drop(send);
+        let mut early = BTreeMap::new();
+        let mut due = 0;
+        for (position, result) in receive {
+            early.insert(position, result);
+            while let Some((text, bad)) = early.remove(&due) {
+                report(&text);
+                wrong += usize::from(bad);
+                due += 1;
             }
         }
-    }
+    });
     match wrong {
         0 => Ok(()),
-        _ => Err(format!("{wrong} of {} GPU kernels are wrong in the emulator", seen.len())),
+        _ => Err(format!("{wrong} of {} GPU kernels are wrong in the emulator", distinct.len())),
     }
 }

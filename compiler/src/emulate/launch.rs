@@ -19,6 +19,7 @@ use super::calls;
 use super::copy::Map;
 use super::lower::{Function, Lowered, lower};
 use super::memory::{Memory, Region, Window};
+use super::multiply::{Loops, Multiply, Unpack};
 use crate::kernel::{Kernel, Launch, LaunchArg};
 use crate::mlir::emit::Unit;
 use crate::mlir::sys::Aligned;
@@ -133,6 +134,18 @@ impl Code {
         Ok(Code { functions, sites, engine })
     }
 
+    fn loops(&self) -> Loops {
+        let (unpack, multiply) = (self.engine.lookup("emu_unpack"), self.engine.lookup("emu_multiply"));
+        assert!(!unpack.is_null() && !multiply.is_null(), "the loops are in every module");
+        // SAFETY: the functions of `multiply::TEXT`, which is part of every module, have these types.
+        unsafe {
+            Loops {
+                unpack: std::mem::transmute::<*mut (), Unpack>(unpack),
+                multiply: std::mem::transmute::<*mut (), Multiply>(multiply),
+            }
+        }
+    }
+
     /// Runs all launches of a kernel over its arguments, in place.
     pub fn run(&self, kernel: &Kernel, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
         self.run_launches(kernel, &crate::kernel::gpu::launches(kernel), args, options)
@@ -227,6 +240,7 @@ impl Code {
         }
         // SAFETY: the wrapper that the execution engine makes for every function: it takes the addresses of its arguments.
         let entry: block::Entry = unsafe { std::mem::transmute::<*mut (), block::Entry>(found) };
+        let loops = self.loops();
         let mode = Mode { seed: options.seed, lazy: options.lazy };
         let (regions, next, failed) = (Arc::new(regions), AtomicU32::new(0), Mutex::new(None));
         std::thread::scope(|scope| {
@@ -241,7 +255,7 @@ impl Code {
                         // No order is promised: half of the runs start at the end.
                         let index = if options.seed & 1 == 0 { n } else { launch.tasks - 1 - n };
                         let memory = Memory::new(&mut window, (index, grid.shared), regions.clone(), maps.clone());
-                        let block = Block::new(index, grid.threads as usize, mode, memory);
+                        let block = Block::new(index, grid.threads as usize, mode, memory, loops);
                         let values: Vec<usize> = pointers.clone();
                         let mut packed: Vec<*mut u8> =
                             values.iter().map(|v| std::ptr::from_ref(v).cast_mut().cast::<u8>()).collect();

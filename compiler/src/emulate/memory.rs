@@ -112,8 +112,10 @@ impl Memory {
         regions: Arc<Vec<Region>>,
         maps: Arc<Vec<Map>>,
     ) -> Memory {
+        let used = (RESERVED + shared) as usize;
+        assert!(used <= SPAN, "shared memory of a launch");
         // SAFETY: the window is `SPAN` bytes, and exclusively borrowed.
-        unsafe { std::ptr::write_bytes(window.base, 0xff, SPAN) };
+        unsafe { std::ptr::write_bytes(window.base, 0xff, used) };
         Memory { base: window.base as usize, shared, block, regions, maps, recent: 0, reserved: vec![] }
     }
 

@@ -1,39 +1,130 @@
-//! The inner product of the emulator, in vector instructions where this CPU has them: tests are built without much optimisation.
+//! The inner loops of products, as MLIR: compiled with every kernel, so that they are fast whatever the emulator itself is built with.
+//!
+//! *Takes* operands in shared memory, part by part, and accumulators; *gives* sums; *promises* k in ascending order and no fused operation.
 #![allow(unsafe_code)]
 
-/// `sum[64][n] += a[64][16] b[16][n]`, k ascending, each product and sum rounded (no fused operation). `n` is a multiple of 8.
-pub(super) fn add(sum: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-    assert!(n % 8 == 0 && sum.len() == 64 * n && a.len() == 64 * 16 && b.len() == 16 * n, "extents of a product");
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx") {
-        // SAFETY: the CPU has AVX, and the slices have the lengths just checked.
-        unsafe { avx(sum, a, b, n) };
-        return;
+/// The functions, in a module with kernels: `emu_unpack` spreads `count` parts of eight bf16 each, the first at offset `from[i]` of `base` going to
+/// element `to[i]` of `out`, its others `step` elements apart; `emu_multiply` adds `a[64][16] b[16][n]` to `sum[64][n]`, n a multiple of 8.
+pub(super) const TEXT: &str = r"
+llvm.func @emu_unpack(%out: !llvm.ptr, %base: !llvm.ptr, %places: !llvm.ptr, %count: i64, %step: i64) {
+  %c0 = arith.constant 0 : i64
+  %c1 = arith.constant 1 : i64
+  %c2 = arith.constant 2 : i64
+  %shift = arith.constant dense<16> : vector<8xi32>
+  scf.for %i = %c0 to %count step %c1 : i64 {
+    %pair = arith.muli %i, %c2 : i64
+    %at = llvm.getelementptr %places[%pair] : (!llvm.ptr, i64) -> !llvm.ptr, i32
+    %after = llvm.getelementptr %at[1] : (!llvm.ptr) -> !llvm.ptr, i32
+    %to = llvm.load %at {alignment = 4 : i64} : !llvm.ptr -> i32
+    %from = llvm.load %after {alignment = 4 : i64} : !llvm.ptr -> i32
+    %source = llvm.getelementptr %base[%from] : (!llvm.ptr, i32) -> !llvm.ptr, i8
+    %raw = llvm.load %source {alignment = 2 : i64} : !llvm.ptr -> vector<8xi16>
+    %wide = arith.extui %raw : vector<8xi16> to vector<8xi32>
+    %bits = arith.shli %wide, %shift : vector<8xi32>
+    %values = vector.bitcast %bits : vector<8xi32> to vector<8xf32>
+    %first = llvm.getelementptr %out[%to] : (!llvm.ptr, i32) -> !llvm.ptr, f32
+    %v0 = vector.extract %values[0] : f32 from vector<8xf32>
+    %d0 = arith.constant 0 : i64
+    %o0 = arith.muli %step, %d0 : i64
+    %p0 = llvm.getelementptr %first[%o0] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v0, %p0 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v1 = vector.extract %values[1] : f32 from vector<8xf32>
+    %d1 = arith.constant 1 : i64
+    %o1 = arith.muli %step, %d1 : i64
+    %p1 = llvm.getelementptr %first[%o1] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v1, %p1 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v2 = vector.extract %values[2] : f32 from vector<8xf32>
+    %d2 = arith.constant 2 : i64
+    %o2 = arith.muli %step, %d2 : i64
+    %p2 = llvm.getelementptr %first[%o2] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v2, %p2 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v3 = vector.extract %values[3] : f32 from vector<8xf32>
+    %d3 = arith.constant 3 : i64
+    %o3 = arith.muli %step, %d3 : i64
+    %p3 = llvm.getelementptr %first[%o3] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v3, %p3 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v4 = vector.extract %values[4] : f32 from vector<8xf32>
+    %d4 = arith.constant 4 : i64
+    %o4 = arith.muli %step, %d4 : i64
+    %p4 = llvm.getelementptr %first[%o4] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v4, %p4 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v5 = vector.extract %values[5] : f32 from vector<8xf32>
+    %d5 = arith.constant 5 : i64
+    %o5 = arith.muli %step, %d5 : i64
+    %p5 = llvm.getelementptr %first[%o5] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v5, %p5 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v6 = vector.extract %values[6] : f32 from vector<8xf32>
+    %d6 = arith.constant 6 : i64
+    %o6 = arith.muli %step, %d6 : i64
+    %p6 = llvm.getelementptr %first[%o6] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v6, %p6 {alignment = 4 : i64} : f32, !llvm.ptr
+    %v7 = vector.extract %values[7] : f32 from vector<8xf32>
+    %d7 = arith.constant 7 : i64
+    %o7 = arith.muli %step, %d7 : i64
+    %p7 = llvm.getelementptr %first[%o7] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v7, %p7 {alignment = 4 : i64} : f32, !llvm.ptr
+  }
+  llvm.return
+}
+llvm.func @emu_multiply(%sum: !llvm.ptr, %a: !llvm.ptr, %b: !llvm.ptr, %n: i64) {
+  %c0 = arith.constant 0 : i64
+  %c1 = arith.constant 1 : i64
+  %c8 = arith.constant 8 : i64
+  %c16 = arith.constant 16 : i64
+  %c64 = arith.constant 64 : i64
+  scf.for %row = %c0 to %c64 step %c1 : i64 {
+    %start = arith.muli %row, %n : i64
+    %left = arith.muli %row, %c16 : i64
+    scf.for %j = %c0 to %n step %c8 : i64 {
+      %index = arith.addi %start, %j : i64
+      %at = llvm.getelementptr %sum[%index] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+      %old = llvm.load %at {alignment = 4 : i64} : !llvm.ptr -> vector<8xf32>
+      %new = scf.for %k = %c0 to %c16 step %c1 iter_args(%s = %old) -> (vector<8xf32>) : i64 {
+        %ia = arith.addi %left, %k : i64
+        %pa = llvm.getelementptr %a[%ia] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+        %x = llvm.load %pa {alignment = 4 : i64} : !llvm.ptr -> f32
+        %xs = vector.broadcast %x : f32 to vector<8xf32>
+        %rb = arith.muli %k, %n : i64
+        %ib = arith.addi %rb, %j : i64
+        %pb = llvm.getelementptr %b[%ib] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+        %y = llvm.load %pb {alignment = 4 : i64} : !llvm.ptr -> vector<8xf32>
+        %p = arith.mulf %xs, %y : vector<8xf32>
+        %next = arith.addf %s, %p : vector<8xf32>
+        scf.yield %next : vector<8xf32>
+      }
+      llvm.store %new, %at {alignment = 4 : i64} : vector<8xf32>, !llvm.ptr
     }
-    for (row, sums) in sum.chunks_exact_mut(n).enumerate() {
-        for k in 0..16 {
-            let x = a[row * 16 + k];
-            sums.iter_mut().zip(&b[k * n..(k + 1) * n]).for_each(|(s, y)| *s += x * y);
-        }
-    }
+  }
+  llvm.return
+}
+";
+
+/// `emu_unpack`.
+pub(super) type Unpack = unsafe extern "C" fn(*mut f32, *const u8, *const [u32; 2], i64, i64);
+
+/// `emu_multiply`.
+pub(super) type Multiply = unsafe extern "C" fn(*mut f32, *const f32, *const f32, i64);
+
+/// The functions of [`TEXT`], compiled.
+#[derive(Clone, Copy)]
+pub(super) struct Loops {
+    pub(super) unpack: Unpack,
+    pub(super) multiply: Multiply,
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx")]
-unsafe fn avx(sum: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-    use std::arch::x86_64::{_mm256_add_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps};
-    for row in 0..64 {
-        for j in (0..n).step_by(8) {
-            // SAFETY: `row < 64`, `j + 8 <= n`, `k < 16`: inside of the slices, whose lengths the caller has checked.
-            unsafe {
-                let at = sum.as_mut_ptr().add(row * n + j);
-                let mut s = _mm256_loadu_ps(at);
-                for k in 0..16 {
-                    let x = _mm256_set1_ps(*a.as_ptr().add(row * 16 + k));
-                    s = _mm256_add_ps(s, _mm256_mul_ps(x, _mm256_loadu_ps(b.as_ptr().add(k * n + j))));
-                }
-                _mm256_storeu_ps(at, s);
-            }
-        }
+impl Loops {
+    /// Spreads parts into `out`: `places` are (element of `out`, offset from `base`), elements of a part are `step` apart.
+    pub(super) fn unpack(&self, out: &mut [f32], base: usize, places: &[[u32; 2]], step: usize) {
+        let last = places.iter().map(|p| p[0] as usize + 7 * step).max();
+        assert!(last.is_none_or(|l| l < out.len()), "parts of an operand lie in it");
+        // SAFETY: targets are inside of `out`, as just checked; offsets are those of [`super::product`], which has checked them against the window.
+        unsafe { (self.unpack)(out.as_mut_ptr(), base as *const u8, places.as_ptr(), places.len() as i64, step as i64) }
+    }
+
+    /// `sum[64][n] += a[64][16] b[16][n]`
+    pub(super) fn multiply(&self, sum: &mut [f32], a: &[f32], b: &[f32], n: usize) {
+        assert!(n % 8 == 0 && sum.len() == 64 * n && a.len() == 64 * 16 && b.len() == 16 * n, "extents of a product");
+        // SAFETY: the slices have the lengths that the function goes through, as just checked.
+        unsafe { (self.multiply)(sum.as_mut_ptr(), a.as_ptr(), b.as_ptr(), n as i64) }
     }
 }

@@ -280,9 +280,15 @@ impl Order {
     }
 
     fn note_read(&mut self, word: usize, thread: usize, reader: u16, count: u32, site: usize) {
-        let w = &self.words[word];
+        let w = &mut self.words[word];
+        if w.readers[0] == reader {
+            w.read[0] = count;
+            w.read_site = site as u32;
+            return;
+        }
         let place = w.readers.iter().position(|&r| r == reader || r == NOBODY);
         // Who sees this read also sees those that happened before it.
+        let w = self.words[word];
         let place = place.or_else(|| (0..4).find(|&i| self.sees(thread, w.readers[i], w.read[i]))).unwrap_or(3);
         let w = &mut self.words[word];
         w.readers[place] = reader;
@@ -301,9 +307,12 @@ impl Order {
     ) -> Result<(), String> {
         let reader = self.slot(agent);
         let threads = self.views.len();
+        // Neighbours mostly have the same writer.
+        let mut known = (NOBODY, 0);
         for i in Order::words(at, bytes) {
             let w = self.words[i];
-            if w.writer != NOBODY {
+            if w.writer != NOBODY && known != (w.writer, w.written) {
+                known = (w.writer, w.written);
                 if !self.sees(thread, w.writer, w.written) {
                     return Err(self.unordered(i, "reads", w.writer, "writes", w.site));
                 }

@@ -7,12 +7,12 @@
 //! a chain finds its predecessor, but arithmetic makes it quiet, which is noticed.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::block::{Block, Wait};
 use super::copy::swizzle;
 use super::lower::{A_MN, B_MN, REGISTERS, ZERO};
 use super::memory::Memory;
-use super::multiply;
 use super::order::Agent;
 
 /// Threads of a warpgroup.
@@ -26,7 +26,7 @@ const MARK: u32 = 0x7f80_0000;
 /// The bit that arithmetic sets in a NaN.
 const QUIET: u32 = 0x0040_0000;
 
-/// The mark of element `e` of product `number`.
+/// The mark of element `e` of product `number`; those of the following elements are the next numbers.
 fn mark(number: u64, e: usize) -> u32 {
     MARK | short(number) << 7 | e as u32
 }
@@ -141,7 +141,7 @@ fn accumulator(products: &Products, registers: &[u32], count: usize) -> Result<O
     };
     let first = number(registers[0]);
     if let Some(n) = first {
-        let whole = registers[..count].iter().enumerate().all(|(e, &bits)| bits == mark(n, e));
+        let whole = registers[..count].iter().zip(mark(n, 0)..).all(|(&bits, mark)| bits == mark);
         if !whole {
             return Err("the accumulator mixes parts of products that are under way".into());
         }
@@ -245,21 +245,21 @@ impl Block {
         }
         if issued == GROUP {
             let (n, a, b) = (p.n, p.a, p.b);
-            let mut reads = self.parts(a, 64)?;
-            reads.extend(self.parts(b, n)?);
-            self.note_operands(group, number, &reads)?;
+            for (operand, rows) in [(a, 64), (b, n)] {
+                let parts = self.parts(operand, rows)?;
+                self.note_operand(group, number, &parts.ranges)?;
+            }
             if !self.mode.lazy {
                 self.run_products(group, number + 1)?;
             }
         }
-        for e in 0..count {
-            self.registers[current][e] = mark(number, e);
-        }
+        let first = mark(number, 0);
+        self.registers[current][..count].iter_mut().zip(first..).for_each(|(r, mark)| *r = mark);
         Ok(())
     }
 
-    /// Every warp of the warpgroup must have seen what wrote the operands.
-    fn note_operands(&mut self, group: usize, number: u64, reads: &[(u32, u32)]) -> Result<(), String> {
+    /// Every warp of the warpgroup must have seen what wrote an operand.
+    fn note_operand(&mut self, group: usize, number: u64, reads: &[(u32, u32)]) -> Result<(), String> {
         let by = (Agent::Products(group), number as u32 + 1);
         let site = self.threads[self.current].site;
         let first = group * GROUP;
@@ -316,12 +316,14 @@ impl Block {
             if p.sum.is_empty() {
                 return Err(format!("the result of operation {} was overwritten by a later product", p.site));
             }
-            for i in 0..p.n / 2 {
-                if self.registers[self.current].get(e + i) != Some(&mark(number, i)) {
+            let mine = self.registers[self.current].get_mut(e..e + p.n / 2);
+            let mine = mine.ok_or("a wait for parts of an accumulator")?;
+            for (i, (register, mark)) in mine.iter_mut().zip(mark(number, 0)..).enumerate() {
+                if *register != mark {
                     return Err("a wait for parts of an accumulator".into());
                 }
                 let (row, column) = place(lane, i);
-                self.registers[self.current][e + i] = p.sum[row * p.n + column].to_bits();
+                *register = p.sum[row * p.n + column].to_bits();
             }
             e += p.n / 2;
             p.taken += 1;
@@ -356,11 +358,11 @@ impl Block {
             }
             if a != Operand::Registers {
                 left = vec![0.0; 64 * 16];
-                self.fetch(a, 64, |row, k, x| left[row * 16 + k] = x)?;
+                self.fetch(a, 64, [16, 1], &mut left)?;
             }
             let mut right = vec![0.0; 16 * n];
-            self.fetch(b, n, |column, k, x| right[k * n + column] = x)?;
-            multiply::add(&mut sum, &left, &right, n);
+            self.fetch(b, n, [1, n], &mut right)?;
+            self.loops.multiply(&mut sum, &left, &right, n);
             let products = &mut self.products[group];
             products.run = number + 1;
             let p = products.get(number).expect("still there");
@@ -370,40 +372,50 @@ impl Block {
         Ok(())
     }
 
-    /// Elements `(r, k)` of an operand of `rows` rows and 16 columns.
-    fn fetch(&mut self, operand: Operand, rows: usize, mut put: impl FnMut(usize, usize, f32)) -> Result<(), String> {
-        let Operand::Shared { bits, mn } = operand else { return Ok(()) };
-        let layout = Layout::of(bits, mn)?;
-        for (r, k, at) in layout.parts(rows) {
-            self.memory.shared(self.memory.window() + at as usize, 16, 16)?;
-            let part: [u8; 16] = self.memory.read(at);
-            for (i, pair) in part.chunks_exact(2).enumerate() {
-                let x = f32::from_bits(u32::from(u16::from_le_bytes([pair[0], pair[1]])) << 16);
-                if mn { put(r + i, k, x) } else { put(r, k + i, x) }
-            }
-        }
+    /// Elements `(r, k)` of an operand of `rows` rows and 16 columns, to `out[r * steps[0] + k * steps[1]]`.
+    fn fetch(&mut self, operand: Operand, rows: usize, steps: [usize; 2], out: &mut [f32]) -> Result<(), String> {
+        let Operand::Shared { mn, .. } = operand else { return Ok(()) };
+        let parts = self.parts(operand, rows)?;
+        let place = |&(r, k, at): &(u32, u32, u32)| [r * steps[0] as u32 + k * steps[1] as u32, at];
+        let places: Vec<[u32; 2]> = parts.places.iter().map(place).collect();
+        self.loops.unpack(out, self.memory.window(), &places, steps[usize::from(!mn)]);
         Ok(())
     }
 
-    /// The parts of shared memory that an operand covers.
-    fn parts(&self, operand: Operand, rows: usize) -> Result<Vec<(u32, u32)>, String> {
-        let Operand::Shared { bits, mn } = operand else { return Ok(vec![]) };
+    /// The parts of shared memory that an operand covers, checked.
+    fn parts(&mut self, operand: Operand, rows: usize) -> Result<Rc<Parts>, String> {
+        let Operand::Shared { bits, mn } = operand else { return Ok(Rc::new(Parts::default())) };
+        if let Some(known) = self.operands.get(&(bits, mn, rows)) {
+            return Ok(known.clone());
+        }
         let layout = Layout::of(bits, mn)?;
-        let mut at: Vec<u32> = layout.parts(rows).map(|p| p.2).collect();
+        let places: Vec<(u32, u32, u32)> = layout.parts(rows).collect();
+        let mut at: Vec<u32> = places.iter().map(|p| p.2).collect();
         at.sort_unstable();
-        let mut parts: Vec<(u32, u32)> = vec![];
+        let mut ranges: Vec<(u32, u32)> = vec![];
         for at in at {
             self.memory
                 .shared(self.memory.window() + at as usize, 16, 16)
                 .map_err(|what| format!("operand of a product: {what}"))?;
             self.memory.untouched(at, 16)?;
-            match parts.last_mut() {
+            match ranges.last_mut() {
                 Some((start, n)) if *start + *n == at => *n += 16,
-                _ => parts.push((at, 16)),
+                _ => ranges.push((at, 16)),
             }
         }
+        let parts = Rc::new(Parts { ranges, places });
+        self.operands.insert((bits, mn, rows), parts.clone());
         Ok(parts)
     }
+}
+
+/// Where the elements of an operand lie.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// First offset and bytes of what it covers, ascending.
+    ranges: Vec<(u32, u32)>,
+    /// Row, column and offset of each eight elements in a row.
+    places: Vec<(u32, u32, u32)>,
 }
 
 /// How an operand lies in shared memory, from its descriptor.
@@ -435,7 +447,7 @@ impl Layout {
     }
 
     /// Groups of eight elements that are contiguous: row, column and offset of the first. K-major groups run along k, others along rows.
-    fn parts(&self, rows: usize) -> impl Iterator<Item = (usize, usize, u32)> {
+    fn parts(&self, rows: usize) -> impl Iterator<Item = (u32, u32, u32)> {
         let (n, m) = if self.mn { (rows / 8, 16) } else { (rows, 2) };
         (0..n).flat_map(move |i| {
             (0..m).map(move |j| {
@@ -449,7 +461,7 @@ impl Layout {
                         (8 * i, j, i / wide * self.leading + i % wide * 16 + j / 8 * self.stride + j % 8 * span)
                     }
                 };
-                (r as usize, k as usize, swizzle(self.span, self.start + offset))
+                (r, k, swizzle(self.span, self.start + offset))
             })
         })
     }
