@@ -103,7 +103,10 @@ fn choose_gpu(p: &Program, precision: &str, options: &Options) -> Result<Option<
         (Device::Auto, Some(variant)) => match open(variant, 0) {
             Ok(found) => Ok(Some(found)),
             Err(why) => {
-                crate::report::output::warn(&format!("on the CPU: {why}"));
+                // A machine without a driver has no GPU to speak of; the header says what runs.
+                if Gpu::driver_installed() {
+                    crate::report::output::warn(&format!("on the CPU: {why}"));
+                }
                 Ok(None)
             }
         },

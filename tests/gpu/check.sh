@@ -14,7 +14,7 @@ part() { printf '\n## %s\n\n' "$*" | tee -a "$report"; }
 run() {
   local name=$1 start=$SECONDS code=0; shift
   timeout "${LIMIT:-150}" "$@" >"$out/$name.log" 2>&1 || code=$?
-  line '```'; tail -n "${LINES_SHOWN:-12}" "$out/$name.log" | cut -c1-200 | tee -a "$report"; line '```'
+  line '```'; tail -n "${LINES_SHOWN:-12}" "$out/$name.log" | cut -c1-${WIDTH:-200} | tee -a "$report"; line '```'
   line "\`$name\`: exit $code, $((SECONDS - start)) s"; [ "$code" -eq 0 ] || failed=1
 }
 # kernels CHECK: all of its kernels; one that breaks or blocks the device costs no other its trial.
@@ -46,7 +46,9 @@ for p in ${PARTS:-kernels golden tiny bench torch}; do
       part "vrl11, T=2048, 98,304 tokens a step, bf16: golf"
       LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --device cuda:0 ;;
     torch)
-      part "vrl11, the same step in PyTorch"
+      part "The same step, attention and ceilings in PyTorch"
+      WIDTH=900
+      LINES_SHOWN=2 run torch_kernels python3 torch_kernels.py
       LINES_SHOWN=2 run torch_compile python3 torch_vrl11.py --mode compile --steps 10 ;;
   esac
 done

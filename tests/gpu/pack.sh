@@ -29,5 +29,5 @@ text=$(mktemp -d); trap 'rm -rf "$text"' EXIT
 cp ./*.md LICENSE models/*.golf "$text/"
 for f in grammar/src/*.rs runtime/src/*.rs runtime/src/*/*.rs; do cp "$f" "$text/$(echo "$f" | tr / _)"; done
 "$golfc" data --tokenizer bytes --out "$out/data" "$text" >/dev/null
-cp tests/gpu/check.sh tests/gpu/golden.py tests/bench/torch_vrl11.py "$out/"
+cp tests/gpu/check.sh tests/gpu/golden.py tests/bench/torch_vrl11.py tests/bench/torch_kernels.py "$out/"
 du -sh "$out"

@@ -163,6 +163,16 @@ driver! {
     graph_launch = c"cuGraphLaunch" (exec: Handle, stream: Handle);
 }
 
+/// The library that is the driver.
+fn library_name() -> String {
+    std::env::var("GOLF_LIBCUDA").unwrap_or_else(|_| "libcuda.so.1".into())
+}
+
+/// Whether this machine has a driver at all.
+pub(super) fn installed() -> bool {
+    Library::open(&library_name()).is_ok()
+}
+
 struct Library {
     handle: *mut c_void,
     name: String,
@@ -205,7 +215,7 @@ pub(super) fn version(v: c_int) -> String {
 impl Driver {
     /// Opens and initialises the driver. Errors (exit 3): there is none, it is too old, it finds no device.
     pub(super) fn open() -> Result<Driver> {
-        let name = std::env::var("GOLF_LIBCUDA").unwrap_or_else(|_| "libcuda.so.1".into());
+        let name = library_name();
         Driver::open_named(&name)
     }
 

@@ -70,6 +70,11 @@ impl Gpu {
         Gpu::open_with(Driver::open()?, ordinal)
     }
 
+    /// Whether this machine has a driver at all.
+    pub fn driver_installed() -> bool {
+        driver::installed()
+    }
+
     /// As [`Gpu::open`], with another driver library.
     #[cfg(test)]
     pub(super) fn open_named(library: &str, ordinal: u32) -> Result<Gpu> {
