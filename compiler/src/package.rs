@@ -28,8 +28,8 @@ use crate::schedule::plan::Planned;
 /// golf-runtime as a static library, zstd; empty if golfc was built without it.
 const RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.a.zst"));
 
-/// Compression level of the plan: it is read once per run, and small beside the code.
-const PLAN_LEVEL: i32 = 19;
+/// Compression level of the plan: a GPU's code lies in it, and higher levels cost more time than they save bytes.
+const PLAN_LEVEL: i32 = 12;
 
 /// The C library golfc runs on; executables need it or a newer one.
 pub fn glibc() -> String {

@@ -202,10 +202,16 @@ def main():
     a.add_argument("--mode", default="compile", choices=["eager", "compile"])
     a.add_argument("--steps", type=int, default=10)
     a.add_argument("--device", default="cuda")
+    a.add_argument("--sdpa", default="auto", choices=["auto", "flash", "cudnn"], help="attention kernels; auto: what PyTorch chooses")
     a.add_argument("--parity")
     a = a.parse_args()
     if a.parity:
         return parity(a.parity, a.device)
+    if a.sdpa != "auto":
+        torch.backends.cuda.enable_flash_sdp(a.sdpa == "flash")
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_math_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(a.sdpa == "cudnn")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     model = Model(Config(), a.len).to(a.device)
@@ -247,7 +253,7 @@ def main():
         parts.append(e[1].elapsed_time(e[2]) / 1e3)
     tokens = a.rows * a.len
     print(json.dumps({
-        "mode": a.mode, "first_s": first, "step_s": times, "optimizer_s": statistics.median(parts), "loss": loss.item(), "tokens_per_s": tokens / statistics.median(times),
+        "mode": a.mode, "sdpa": a.sdpa, "first_s": first, "step_s": times, "optimizer_s": statistics.median(parts), "loss": loss.item(), "tokens_per_s": tokens / statistics.median(times),
         "peak_memory": torch.cuda.max_memory_allocated(), "torch": torch.__version__, "device": torch.cuda.get_device_name(),
     }))
 
