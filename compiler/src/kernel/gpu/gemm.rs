@@ -4,7 +4,7 @@
 //! that all of it is a function of the shape, so that sums are always added in the same order.
 //!
 //! Launches, in order: `cast_a`, `cast_b` (operands that the copy engine cannot read as they lie: f32, or not aligned to 16 bytes), `main`, and, where k is cut
-//! (few tiles, deep k), `reduce`. A symmetric product reads one operand twice; all of its tiles are computed, for small matrices fill no more than one wave. A tile of C belongs to one block, whose last warp copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
+//! (few tiles, deep k), `reduce`. A symmetric product reads one operand twice; all of its tiles are computed, for small matrices fill no more than one wave. A tile of C belongs to one block, whose last warp (or warpgroup) copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
 //! warpgroups multiply, 64 rows each. Blocks are persistent and take tiles in a fixed order.
 
 use crate::graph::ir::{DType, EffectMode, Op};
@@ -49,9 +49,14 @@ impl Tile {
     pub fn consumers(self) -> usize {
         self.rows / 64
     }
-    /// Threads per block: the multiplying warpgroups and one copying warp.
+    /// Threads per block: the multiplying warpgroups, and a warp of which one thread copies; a warpgroup where registers are redistributed.
     pub fn threads(self) -> u32 {
-        self.consumers() as u32 * 128 + 32
+        self.consumers() as u32 * 128 + if self.registers().is_some() { 128 } else { 32 }
+    }
+    /// Registers per thread after the start: of the copying warpgroup, of the others, together no more than the 168 that each of 384 threads has at launch.
+    /// `None`: all keep what they have, which the assembler never exceeds: 96 where two blocks of two warpgroups share a multiprocessor.
+    pub fn registers(self) -> Option<(u32, u32)> {
+        (self.consumers() == 2 && self.blocks == 1).then_some((24, 240))
     }
     /// Bytes of one stage: rows of A, then columns of B.
     pub fn stage(self) -> usize {

@@ -159,10 +159,34 @@ impl<'k, 'c> Program<'k, 'c> {
             }
         };
         let pointers: Vec<V> = block.pointers.iter().enumerate().map(start).collect();
+        self.of_row(
+            e,
+            block,
+            OfRow { values: block.values.clone(), pointers, batch: block.batch.clone(), row, col, quad },
+        )
+    }
+
+    /// The row `rows` below another: its pointers need no registers of their own.
+    pub(super) fn below(&self, e: &Emit<'c>, block: &OfBlock<'c>, above: &OfRow<'c>, rows: i64) -> OfRow<'c> {
+        let shift = |(i, &base): (usize, &V<'c>)| {
+            let (arg, dtype) = self.arg(i + 1);
+            e.gep_const(base, memory::storage_elem(dtype), rows * arg.m)
+        };
+        let pointers = above.pointers.iter().enumerate().map(shift).collect();
+        let row = e.add_n(above.row, rows);
+        self.of_row(
+            e,
+            block,
+            OfRow { values: block.values.clone(), pointers, batch: above.batch.clone(), row, ..*above },
+        )
+    }
+
+    fn of_row(&self, e: &Emit<'c>, block: &OfBlock<'c>, mut of_row: OfRow<'c>) -> OfRow<'c> {
         let mut values = block.values.clone();
-        let spot = Spot { pointers: &pointers, batch: &block.batch, row: Some(row), vector: None };
+        let spot = Spot { pointers: &of_row.pointers, batch: &block.batch, row: Some(of_row.row), vector: None };
         self.evaluate(e, Level::Row, spot, &mut values);
-        OfRow { values, pointers, batch: block.batch.clone(), row, col, quad }
+        of_row.values = values;
+        of_row
     }
 
     /// Everything else, and the effects, for 8 columns that start `from` columns after the row's first vector.

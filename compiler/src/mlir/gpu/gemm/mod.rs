@@ -3,9 +3,9 @@
 //! *Takes* a [`Gemm`]; *gives* the functions of [`crate::kernel::gpu::gemm::launches`]; *promises* one fixed order of every sum, and stores to exactly the
 //! elements that the description names.
 //!
-//! A block is one or two multiplying warpgroups and one copying warp. Stage s of the ring has two barriers: `full[s]` completes when the copies have landed,
-//! `empty[s]` when every multiplying warp has read it. All of them walk over the same tiles and stages, so each keeps (slot, parity) for itself: the parity
-//! flips when the slot wraps around. Ragged edges cost nothing here: the copy engine reads zeros beyond the edges, and the epilogue does not store there.
+//! A block is one or two multiplying warpgroups and a copying warp (in the widest tile a warpgroup, which gives most of its registers to the others). Stage s of
+//! the ring has two barriers: `full[s]` completes when the copies have landed, `empty[s]` when every multiplying warp has read it. All of them walk over the same
+//! tiles and stages, so each keeps (slot, parity) for itself: the parity flips when the slot wraps around. Ragged edges cost nothing here: the copy engine reads zeros beyond the edges, and the epilogue does not store there.
 
 mod epilogue;
 mod flat;
@@ -118,16 +118,22 @@ impl<'k, 'c> Block<'k, 'c> {
             ops::mbarrier_init_fence(e);
         });
         ops::barrier(e);
-        let copies = e.cmp(Cmp::Eq, self.warp, e.iconst(I32, warps.into()));
+        let copies = e.cmp(Cmp::Ge, self.warp, e.iconst(I32, warps.into()));
         e.if_(
             copies,
             &[],
             |e| {
+                if let Some((few, _)) = tile.registers() {
+                    ops::set_registers(e, few, false);
+                }
                 let first = ops::is_thread(e, self.thread, (warps * WARP).into());
                 e.when(first, |e| self.copy(e));
                 vec![]
             },
             |e| {
+                if let Some((_, many)) = tile.registers() {
+                    ops::set_registers(e, many, true);
+                }
                 self.multiply(e);
                 vec![]
             },
@@ -334,38 +340,45 @@ impl<'k, 'c> Block<'k, 'c> {
         let quad = Quad::new(e, sums.lane);
         let of_block = program.block(e, &item.batch);
         let ragged = !g.n.is_multiple_of(tile.cols);
-        for half in 0..2 {
-            let row = sums.row(e, half);
-            let inside = (!g.m.is_multiple_of(tile.rows)).then(|| e.cmp(Cmp::Lt, row, c(g.m)));
-            // Rows beyond the last read what the last one reads, and store nothing.
-            let row = if inside.is_some() { e.min(row, c(g.m - 1)) } else { row };
+        let rows = [0, 1].map(|half| sums.row(e, half));
+        let halves = if g.m.is_multiple_of(tile.rows) {
+            let upper = program.row(e, &of_block, rows[0], item.col, Some(quad));
+            let lower = program.below(e, &of_block, &upper, 8);
+            [(upper, None), (lower, None)]
+        } else {
+            rows.map(|row| {
+                // Rows beyond the last read what the last one reads, and store nothing.
+                let inside = e.cmp(Cmp::Lt, row, c(g.m));
+                (program.row(e, &of_block, e.min(row, c(g.m - 1)), item.col, Some(quad)), Some(inside))
+            })
+        };
+        let first = e.add(item.col, e.mul_n(quad.quarter, VECTOR as i64));
+        // Both rows of a span in turn: what varies along n only is then read once, and forgotten soon.
+        for (span, half) in (0..tile.cols / 32).flat_map(|span| [(span, 0), (span, 1)]) {
+            let (of_row, inside) = &halves[half];
+            let from = 32 * span as i64;
             let both = |yes| inside.map_or(yes, |inside| e.and(inside, yes));
-            let of_row = program.row(e, &of_block, row, item.col, Some(quad));
-            for span in 0..tile.cols / 32 {
-                let from = 32 * span as i64;
-                // Guard of 8 columns that start at column `first` of the span.
-                let guard = |first: V<'c>| match ragged {
-                    true => Some(both(e.cmp(Cmp::Le, e.add(first, c(32 * span + VECTOR)), c(g.n)))),
-                    false => inside,
-                };
-                let first = e.add(item.col, e.mul_n(quad.quarter, VECTOR as i64));
-                if program.pairs() {
-                    let blocks = [0, 1, 2, 3].map(|j| guard(e.add_n(item.col, j * VECTOR as i64)));
-                    let lanes = Lanes::Pairs { blocks, vector: guard(first) };
-                    program.vector(e, &of_row, from, lanes, sums.pairs(e, half, span));
-                    continue;
-                }
-                let x = sums.gather(e, half, span, quad);
-                let whole = |e: &Emit<'c>| program.vector(e, &of_row, from, Lanes::Row(VECTOR as u32), x);
-                match guard(first) {
-                    Some(guard) => e.when(guard, whole),
-                    None => whole(e),
-                }
-                let tail = g.n % VECTOR;
-                if tail != 0 {
-                    let last = both(e.cmp(Cmp::Eq, e.add_n(first, from), c(g.n - tail)));
-                    e.when(last, |e| program.vector(e, &of_row, from, Lanes::Row(tail as u32), x));
-                }
+            // Guard of 8 columns that start at column `first` of the span.
+            let guard = |first: V<'c>| match ragged {
+                true => Some(both(e.cmp(Cmp::Le, e.add(first, c(32 * span + VECTOR)), c(g.n)))),
+                false => *inside,
+            };
+            if program.pairs() {
+                let blocks = [0, 1, 2, 3].map(|j| guard(e.add_n(item.col, j * VECTOR as i64)));
+                let lanes = Lanes::Pairs { blocks, vector: guard(first) };
+                program.vector(e, of_row, from, lanes, sums.pairs(e, half, span));
+                continue;
+            }
+            let x = sums.gather(e, half, span, quad);
+            let whole = |e: &Emit<'c>| program.vector(e, of_row, from, Lanes::Row(VECTOR as u32), x);
+            match guard(first) {
+                Some(guard) => e.when(guard, whole),
+                None => whole(e),
+            }
+            let tail = g.n % VECTOR;
+            if tail != 0 {
+                let last = both(e.cmp(Cmp::Eq, e.add_n(first, from), c(g.n - tail)));
+                e.when(last, |e| program.vector(e, of_row, from, Lanes::Row(tail as u32), x));
             }
         }
     }
