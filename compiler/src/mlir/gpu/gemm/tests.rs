@@ -3,6 +3,8 @@
 //! What the plan's cost model predicts at 1.7 GHz, launches not counted, to be held against measurements: 98304 x 512 x 512 in 78 us (660 TFLOP/s; memory alone
 //! needs 45), 98304 x 1536 x 512 and 98304 x 512 x 1536 in 232 us, 98304 x 1024 x 512 in 155 us, gradients 512 x 512 x 98304 in 70 us (16 pieces of k, 128 blocks)
 //! and 1536 x 512 x 98304 in 200 us, small 512 x 512 x 512 in 2.4 us (64 blocks), all if the second-level cache gives 48 bytes per cycle and multiprocessor.
+//! Measured on an H200 (tests/reports/2026-11-27-h200.md, whose epilogues still spilled registers): 332 us and 316 us for the second and third, 466 and
+//! 489 TFLOP/s. The order of the predictions is what the plan uses.
 
 use crate::emulate::{Code, Options};
 use crate::graph::build::Builder;
