@@ -23,6 +23,10 @@ use melior::ir::{Attribute, Block, BlockRef, Identifier, Location, Module, Regio
 
 use super::tier::Tier;
 
+mod unit;
+
+pub use unit::Unit;
+
 /// Element of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -147,150 +151,6 @@ pub enum Cmp {
 enum Constant {
     Int(Ty, i64),
     Float(Ty, u64),
-}
-
-/// A module under construction.
-pub struct Unit<'c> {
-    context: &'c Context,
-    module: Module<'c>,
-    tier: Tier,
-}
-
-impl<'c> Unit<'c> {
-    /// An empty module for kernels of one tier.
-    pub fn new(context: &'c Context, tier: Tier) -> Self {
-        Unit { context, module: Module::new(Location::unknown(context)), tier }
-    }
-
-    /// The finished module.
-    pub fn module(self) -> Module<'c> {
-        self.module
-    }
-
-    /// Adds the kernel function `void symbol(i64 task, ptr args, ptr scratch)`. `body` receives the insertion point, the task number, the
-    /// argument pointers already loaded (there are `args` of them) and the scratch pointer.
-    pub fn kernel<F>(&self, symbol: &str, args: usize, body: F)
-    where
-        F: for<'a> FnOnce(&Emit<'a>, V<'a>, &[V<'a>], V<'a>),
-    {
-        let context = self.context;
-        let location = Location::unknown(context);
-        let (ptr, int) = (llvm::r#type::pointer(context, 0), Type::from(IntegerType::new(context, 64)));
-        let ty = llvm::r#type::function(llvm::r#type::void(context), &[int, ptr, ptr], false);
-        let private = Attribute::parse(context, "{llvm.noalias, llvm.nocapture}").expect("argument attributes parse");
-        let none = Attribute::parse(context, "{}").expect("argument attributes parse");
-        let region = Region::new();
-        region.append_block(Block::new(&[(int, location), (ptr, location), (ptr, location)]));
-        let operation = OperationBuilder::new("llvm.func", location)
-            .add_attributes(&[
-                (Identifier::new(context, "sym_name"), StringAttribute::new(context, symbol).into()),
-                (Identifier::new(context, "function_type"), TypeAttribute::new(ty).into()),
-                (
-                    Identifier::new(context, "linkage"),
-                    Attribute::parse(context, "#llvm.linkage<external>").expect("linkage parses"),
-                ),
-                (
-                    Identifier::new(context, "CConv"),
-                    Attribute::parse(context, "#llvm.cconv<ccc>").expect("convention parses"),
-                ),
-                (Identifier::new(context, "arg_attrs"), ArrayAttribute::new(context, &[none, private, private]).into()),
-            ])
-            .add_regions([region])
-            .build()
-            .expect("llvm.func builds");
-        let function = self.module.body().append_operation(operation);
-        let block = function.region(0).expect("a body").first_block().expect("an entry block");
-        let argument = |i, ty| V { value: block.argument(i).expect("three arguments").into(), ty };
-        let e = Emit {
-            context,
-            block,
-            entry: block,
-            location,
-            tier: self.tier,
-            constants: Rc::new(RefCell::new(HashMap::new())),
-        };
-        let pointers: Vec<V> =
-            (0..args).map(|i| e.load(e.gep_const(argument(1, PTR), Elem::Ptr, i as i64), PTR)).collect();
-        body(&e, argument(0, I64), &pointers, argument(2, PTR));
-        e.op("llvm.return", &[], &[], &[]);
-    }
-}
-
-impl<'c> Unit<'c> {
-    /// Adds operations to the module's body from MLIR text attributes: globals of shared memory.
-    pub(super) fn global(&self, attributes: &[(&str, &str)]) {
-        let parse =
-            |text: &str| Attribute::parse(self.context, text).unwrap_or_else(|| panic!("{text} does not parse"));
-        let named: Vec<_> = attributes.iter().map(|(k, v)| (Identifier::new(self.context, k), parse(v))).collect();
-        let operation = OperationBuilder::new("llvm.mlir.global", Location::unknown(self.context))
-            .add_attributes(&named)
-            .add_regions([Region::new()])
-            .build()
-            .expect("llvm.mlir.global builds");
-        self.module.body().append_operation(operation);
-    }
-
-    /// Adds a GPU kernel: parameters are `args` pointers to global memory, then `maps` tensor maps by value; blocks have `threads` threads.
-    /// `body` receives the insertion point, the pointers (generic), and the maps' addresses.
-    pub fn gpu_kernel<F>(&self, symbol: &str, args: usize, maps: usize, threads: u32, body: F)
-    where
-        F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
-    {
-        self.gpu_kernel_shared(symbol, args, maps, (threads, 1), body);
-    }
-
-    /// As [`Unit::gpu_kernel`], with so few registers that as many `blocks` fit a multiprocessor.
-    pub(super) fn gpu_kernel_shared<F>(
-        &self,
-        symbol: &str,
-        args: usize,
-        maps: usize,
-        (threads, blocks): (u32, u32),
-        body: F,
-    ) where
-        F: for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>]),
-    {
-        let context = self.context;
-        let location = Location::unknown(context);
-        let parse = |text: &str| Attribute::parse(context, text).unwrap_or_else(|| panic!("{text} does not parse"));
-        let (global, generic) = (llvm::r#type::pointer(context, 1), llvm::r#type::pointer(context, 0));
-        let types = [vec![global; args], vec![generic; maps]].concat();
-        let map = "{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, nvvm.grid_constant}";
-        let attributes = [vec![parse("{llvm.noalias, llvm.align = 16 : i64}"); args], vec![parse(map); maps]].concat();
-        let region = Region::new();
-        region.append_block(Block::new(&types.iter().map(|&t| (t, location)).collect::<Vec<_>>()));
-        let ty = llvm::r#type::function(llvm::r#type::void(context), &types, false);
-        let named = |name, attribute| (Identifier::new(context, name), attribute);
-        let operation = OperationBuilder::new("llvm.func", location)
-            .add_attributes(&[
-                named("sym_name", StringAttribute::new(context, symbol).into()),
-                named("function_type", TypeAttribute::new(ty).into()),
-                named("linkage", parse("#llvm.linkage<external>")),
-                named("CConv", parse("#llvm.cconv<ccc>")),
-                named("arg_attrs", ArrayAttribute::new(context, &attributes).into()),
-                named("nvvm.kernel", parse("unit")),
-                named("nvvm.reqntid", parse(&format!("array<i32: {threads}>"))),
-                named("nvvm.minctasm", parse(&format!("{blocks} : i32"))),
-            ])
-            .add_regions([region])
-            .build()
-            .expect("llvm.func builds");
-        let function = self.module.body().append_operation(operation);
-        let block = function.region(0).expect("a body").first_block().expect("an entry block");
-        let e = Emit {
-            context,
-            block,
-            entry: block,
-            location,
-            tier: self.tier,
-            constants: Rc::new(RefCell::new(HashMap::new())),
-        };
-        let argument = |i: usize| V { value: block.argument(i).expect("as many as declared").into(), ty: PTR };
-        let pointers: Vec<V> = (0..args).map(|i| e.simple("llvm.addrspacecast", &[argument(i)], PTR)).collect();
-        let maps: Vec<V> = (args..args + maps).map(argument).collect();
-        body(&e, &pointers, &maps);
-        e.op("llvm.return", &[], &[], &[]);
-    }
 }
 
 /// An insertion point. Cheap to clone; closures of loops and branches receive one that points into their body.
