@@ -4,7 +4,7 @@
 //! shows in the bits, and continuing a chain (`accumulate`) over micro-batches equals one long chain.
 
 use super::{Launch, LaunchArg, round_up};
-use crate::graph::ir::{DType, Graph};
+use crate::graph::ir::{DType, Graph, Node, Op};
 
 /// A matrix operand in memory. For operand A `row` is the stride of m; for operand B of n. One of `row`, `k` is 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +61,17 @@ pub struct Gemm {
     pub epilogue: Graph,
     /// Addressing of the epilogue's buffers 1.., in order.
     pub args: Vec<EpilogueArg>,
+}
+
+/// How often a value of the epilogue must be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Once per block of the result: it varies along neither m nor n.
+    Block,
+    /// Once per row.
+    Row,
+    /// For every vector of a row.
+    Vector,
 }
 
 /// How the result is cut into tasks. A function of the shape only: neither threads nor tiers change it, and K is never split.
@@ -167,6 +178,51 @@ impl Gemm {
     /// Bytes of the memory that the epilogue's buffers span.
     pub fn output_bytes(&self) -> u64 {
         self.epilogue.buffers.iter().skip(1).zip(&self.args).map(|(b, a)| self.arg_bytes(b.ty.dtype, a)).sum()
+    }
+
+    /// Says what an epilogue may not hold: every output varies along m and n, every op is element-wise.
+    pub fn check_epilogue(&self) -> Result<(), String> {
+        let body = &self.epilogue;
+        for effect in &body.effects {
+            let ty = &body.buffers[effect.buffer.0 as usize].ty;
+            let spans = |axis: u32, extent: usize| extent == 1 || ty.axes.iter().any(|a| a.0 == axis);
+            if !spans(0, self.m) || !spans(1, self.n) {
+                return Err("an output of the epilogue does not vary along m and n".into());
+            }
+        }
+        for node in &body.nodes {
+            match node.op {
+                Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
+                Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
+                _ => return Err(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Which nodes of the epilogue its effects use.
+    pub fn epilogue_needs(&self) -> Vec<bool> {
+        let body = &self.epilogue;
+        let mut needed = vec![false; body.nodes.len()];
+        body.effects.iter().for_each(|effect| needed[effect.value.0 as usize] = true);
+        for (i, node) in body.nodes.iter().enumerate().rev() {
+            if needed[i] {
+                node.args.iter().for_each(|a| needed[a.0 as usize] = true);
+            }
+        }
+        needed
+    }
+
+    /// How often a node of the epilogue must be computed.
+    pub fn epilogue_level(&self, node: &Node) -> Level {
+        let has = |axis: u32| node.ty.axes.iter().any(|a| a.0 == axis);
+        match node.op {
+            Op::Read(buffer) if buffer.0 == 0 => Level::Vector,
+            _ if has(1) => Level::Vector,
+            Op::Read(buffer) if self.args[buffer.0 as usize - 1].m != 0 => Level::Row,
+            _ if has(0) => Level::Row,
+            _ => Level::Block,
+        }
     }
 
     /// Bytes of the memory that an epilogue buffer spans.

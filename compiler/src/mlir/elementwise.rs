@@ -3,9 +3,9 @@
 //! *Takes* operations of [`crate::graph::ir`] and operands typed f32, i32 or i1; *gives* the result; *promises* one meaning of every operation in all
 //! kernel families: row bodies and epilogues call these, nothing else.
 
-use super::emit::{Cmp, Elem, Emit, V};
+use super::emit::{Cmp, Elem, Emit, Ty, V};
 use super::math;
-use crate::graph::ir::{Binary, DType, Unary};
+use crate::graph::ir::{Binary, DType, Reduce, Unary};
 
 /// Element of a value inside a kernel: all floats are f32, narrower integers i32, booleans i1.
 pub fn value_elem(dtype: DType) -> Elem {
@@ -48,7 +48,11 @@ fn sign<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
 }
 
 /// Two operands of one type; comparisons give i1.
-pub fn binary<'c>(e: &Emit<'c>, op: Binary, a: V<'c>, b: V<'c>) -> V<'c> {
+pub fn binary<'c>(e: &Emit<'c>, op: Binary, mut a: V<'c>, mut b: V<'c>) -> V<'c> {
+    if a.ty.elem == Elem::I1 && matches!(op, Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge) {
+        // As signed integers of one bit, true would be less than false.
+        (a, b) = (e.zero_extend(a, Elem::I32), e.zero_extend(b, Elem::I32));
+    }
     match op {
         Binary::Add => e.add(a, b),
         Binary::Sub => e.sub(a, b),
@@ -88,6 +92,33 @@ fn floor_quotient<'c>(e: &Emit<'c>, a: V<'c>, b: V<'c>) -> V<'c> {
     let wide = |x| e.to_float(x, Elem::F64);
     let q = e.floor(e.div(wide(a), wide(b)));
     e.to_int(clamp(e, q, -2147483648.0, 2147483647.0), Elem::I32)
+}
+
+/// What a reduction starts from.
+pub fn identity<'c>(e: &Emit<'c>, kind: Reduce, ty: Ty) -> V<'c> {
+    let float = ty.elem.is_float();
+    match kind {
+        Reduce::Sum => e.zero(ty),
+        Reduce::Max if float => e.fconst(ty, f64::NEG_INFINITY),
+        Reduce::Min if float => e.fconst(ty, f64::INFINITY),
+        Reduce::Max => e.iconst(ty, i32::MIN as i64),
+        Reduce::Min => e.iconst(ty, i32::MAX as i64),
+    }
+}
+
+/// One step of a reduction.
+pub fn combine<'c>(e: &Emit<'c>, kind: Reduce, a: V<'c>, b: V<'c>) -> V<'c> {
+    let op = match kind {
+        Reduce::Sum => Binary::Add,
+        Reduce::Max => Binary::Max,
+        Reduce::Min => Binary::Min,
+    };
+    binary(e, op, a, b)
+}
+
+/// A number, floats rounded to f32.
+pub fn constant<'c>(e: &Emit<'c>, x: f64, ty: Ty) -> V<'c> {
+    if ty.elem.is_float() { e.fconst(ty, x as f32 as f64) } else { e.iconst(ty, x as i64) }
 }
 
 /// Rounds a value to a dtype and gives it back in the value type of that dtype.

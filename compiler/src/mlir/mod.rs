@@ -17,6 +17,7 @@ pub mod memory;
 pub mod object;
 pub mod passes;
 pub mod ptxas;
+pub mod rows;
 pub mod sys;
 pub mod tier;
 

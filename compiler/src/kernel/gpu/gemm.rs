@@ -272,23 +272,10 @@ pub fn check(g: &Gemm) -> Result<(), String> {
     epilogue(g).or_else(fail)
 }
 
-/// Epilogues hold element-wise operations, and every output varies along m and n.
+/// What every epilogue may hold, and of accumulating ones only the bare sum.
 fn epilogue(g: &Gemm) -> Result<(), String> {
+    g.check_epilogue()?;
     let body = &g.epilogue;
-    for effect in &body.effects {
-        let ty = &body.buffers[effect.buffer.0 as usize].ty;
-        let spans = |axis: u32, extent: usize| extent == 1 || ty.axes.iter().any(|a| a.0 == axis);
-        if !spans(0, g.m) || !spans(1, g.n) {
-            return Err("an output of the epilogue does not vary along m and n".into());
-        }
-    }
-    for node in &body.nodes {
-        match node.op {
-            Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
-            Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
-            _ => return Err(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
-        }
-    }
     let bare = |effect: &crate::graph::ir::Effect| {
         effect.mode == EffectMode::Accumulate
             && matches!(body.nodes[effect.value.0 as usize].op, Op::Read(b) if b.0 == 0)

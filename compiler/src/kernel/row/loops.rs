@@ -103,6 +103,17 @@ pub enum Mem {
     Scratch(usize),
 }
 
+/// How the lanes of an access lie in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// All lanes use one element.
+    Uniform,
+    /// Lane after lane.
+    Contiguous,
+    /// Lane l lies `stride * l` elements and `coefficient * value[l]` elements for each listed value away.
+    Scattered(i64, Vec<(Id, i64)>),
+}
+
 /// How a value is computed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Inst {
@@ -247,6 +258,20 @@ impl Program {
         match self.def(id).level {
             Level::Task | Level::Row => 0,
             Level::Loop(n) => n,
+        }
+    }
+    /// How the lanes of an access lie in memory, inside a nest.
+    pub fn shape(&self, nest: Option<&Nest>, at: &Affine) -> Shape {
+        let Some(vector) = nest.and_then(|n| n.vector) else { return Shape::Uniform };
+        let varying = |(var, c): (&Var, &i64)| match var {
+            Var::Value(id) if self.def(*id).varies => Some((*id, *c)),
+            _ => None,
+        };
+        let values: Vec<(Id, i64)> = at.terms.iter().filter_map(varying).collect();
+        match at.dim(vector) {
+            0 if values.is_empty() => Shape::Uniform,
+            1 if values.is_empty() => Shape::Contiguous,
+            stride => Shape::Scattered(stride, values),
         }
     }
     /// Storage dtype of a memory.

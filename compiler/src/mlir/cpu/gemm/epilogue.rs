@@ -6,7 +6,7 @@
 use super::super::super::emit::{Cmp, Elem, Emit, F32X16, I32, I32X16, Ty, V};
 use super::super::super::{elementwise, memory};
 use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
-use crate::kernel::gemm::{EpilogueArg, Gemm};
+use crate::kernel::gemm::{EpilogueArg, Gemm, Level};
 
 /// Rows and columns of C that a panel of sums holds.
 #[derive(Clone, Copy)]
@@ -15,14 +15,6 @@ pub(super) struct Window<'c> {
     pub(super) j: V<'c>,
     pub(super) rows: V<'c>,
     pub(super) cols: V<'c>,
-}
-
-/// How often a value must be computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Panel,
-    Row,
-    Vector,
 }
 
 /// An epilogue ready to be emitted (as often as needed).
@@ -45,30 +37,9 @@ struct Spot<'c> {
 impl<'k, 'c> Program<'k, 'c> {
     /// Checks that every op is one that epilogues may hold.
     pub(super) fn new(g: &'k Gemm, args: &'k [V<'c>]) -> Result<Self, String> {
-        let body = &g.epilogue;
-        let fail = |why: String| Err(format!("gemm {}x{}x{}: {why}", g.m, g.n, g.k));
-        let mut needed = vec![false; body.nodes.len()];
-        for effect in &body.effects {
-            needed[effect.value.0 as usize] = true;
-            let ty = &body.buffers[effect.buffer.0 as usize].ty;
-            let spans = |axis: u32, extent: usize| extent == 1 || ty.axes.iter().any(|a| a.0 == axis);
-            if !spans(0, g.m) || !spans(1, g.n) {
-                return fail("an output of the epilogue does not vary along m and n".into());
-            }
-        }
-        for (i, node) in body.nodes.iter().enumerate().rev() {
-            if !needed[i] {
-                continue;
-            }
-            node.args.iter().for_each(|a| needed[a.0 as usize] = true);
-            match node.op {
-                Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
-                Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
-                _ => return fail(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
-            }
-        }
-        let levels = body.nodes.iter().map(|node| level(g, node)).collect();
-        Ok(Program { g, args, needed, levels })
+        g.check_epilogue().map_err(|why| format!("gemm {}x{}x{}: {why}", g.m, g.n, g.k))?;
+        let levels = g.epilogue.nodes.iter().map(|node| g.epilogue_level(node)).collect();
+        Ok(Program { g, args, needed: g.epilogue_needs(), levels })
     }
 
     fn body(&self) -> &'k Graph {
@@ -78,7 +49,7 @@ impl<'k, 'c> Program<'k, 'c> {
     /// Runs the program over a panel; `width` is the distance between its rows in scratch.
     pub(super) fn run(&self, e: &Emit<'c>, batch: &[V<'c>], at: Window<'c>, sums: V<'c>, width: usize) {
         let mut values: Vec<Option<V<'c>>> = vec![None; self.body().nodes.len()];
-        self.evaluate(e, Level::Panel, batch, None, &mut values);
+        self.evaluate(e, Level::Block, batch, None, &mut values);
         e.for_(e.i(0), at.rows, e.i(1), &[], |e, r, _| {
             let row = e.add(at.i, r);
             let line = e.gep(sums, Elem::F32, e.mul_n(r, width as i64));
@@ -240,18 +211,6 @@ impl<'k, 'c> Program<'k, 'c> {
                 memory::store_lanes(e, v, &(0..spot.lanes).map(lane).collect::<Vec<_>>(), dtype);
             }
         }
-    }
-}
-
-/// The level of a node, from the axes of its type and, for reads, from how the buffer is addressed.
-fn level(g: &Gemm, node: &Node) -> Level {
-    let has = |axis: u32| node.ty.axes.iter().any(|a| a.0 == axis);
-    match node.op {
-        Op::Read(buffer) if buffer.0 == 0 => Level::Vector,
-        _ if has(1) => Level::Vector,
-        Op::Read(buffer) if g.args[buffer.0 as usize - 1].m != 0 => Level::Row,
-        _ if has(0) => Level::Row,
-        _ => Level::Panel,
     }
 }
 

@@ -1,35 +1,11 @@
 //! Loads and stores of row kernels: contiguous vectors, uniform elements, and lanes one by one where memory is strided or indexed.
 
 use super::Writer;
-use crate::kernel::row::loops::{Affine, Id, Inst, LANES, Mem, Nest, Store, Var};
+use crate::kernel::row::loops::{Affine, Inst, LANES, Mem, Nest, Shape, Store, Var};
 use crate::mlir::emit::{Elem, Emit, V};
 use crate::mlir::memory::{self, storage_elem};
 
-/// How the lanes of an access lie in memory.
-enum Shape {
-    /// All lanes use one element.
-    Uniform,
-    /// Lane after lane.
-    Contiguous,
-    /// Lane l lies `stride * l` elements and `coefficient * value[l]` elements for each listed value away.
-    Scattered(i64, Vec<(Id, i64)>),
-}
-
 impl<'c> Writer<'_, 'c> {
-    fn shape(&self, nest: Option<&Nest>, at: &Affine) -> Shape {
-        let Some(vector) = nest.and_then(|n| n.vector) else { return Shape::Uniform };
-        let varying = |(var, c): (&Var, &i64)| match var {
-            Var::Value(id) if self.p.def(*id).varies => Some((*id, *c)),
-            _ => None,
-        };
-        let values: Vec<(Id, i64)> = at.terms.iter().filter_map(varying).collect();
-        match at.dim(vector) {
-            0 if values.is_empty() => Shape::Uniform,
-            1 if values.is_empty() => Shape::Contiguous,
-            stride => Shape::Scattered(stride, values),
-        }
-    }
-
     /// The pointer of lane 0 without the constant and without values that vary between lanes, as far as the first `depth` loops know it.
     fn pointer(&mut self, e: &Emit<'c>, mem: Mem, at: &Affine, depth: usize) -> V<'c> {
         let uniform = |var: &Var| !matches!(var, Var::Value(id) if self.p.def(*id).varies);
@@ -103,7 +79,7 @@ impl<'c> Writer<'_, 'c> {
     /// Loads a value: the first `active` lanes, or one element if it is uniform.
     pub(super) fn load(&mut self, e: &Emit<'c>, nest: Option<&Nest>, mem: Mem, at: &Affine, active: u32) -> V<'c> {
         let dtype = self.p.dtype(mem);
-        let shape = self.shape(nest, at);
+        let shape = self.p.shape(nest, at);
         match shape {
             Shape::Uniform => memory::load_scalar(e, self.first(e, mem, at), dtype),
             Shape::Contiguous => memory::load(e, self.first(e, mem, at), dtype, LANES as u32, active),
@@ -115,7 +91,7 @@ impl<'c> Writer<'_, 'c> {
     pub(super) fn store(&mut self, e: &Emit<'c>, nest: &Nest, s: &Store, active: u32) {
         let dtype = self.p.dtype(s.mem);
         let shape = match nest.vector {
-            Some(v) if v < s.depth => self.shape(Some(nest), &s.at),
+            Some(v) if v < s.depth => self.p.shape(Some(nest), &s.at),
             _ => Shape::Uniform,
         };
         let mut value = self.operand(e, s.value, !matches!(shape, Shape::Uniform));

@@ -12,12 +12,12 @@ mod tests;
 
 use std::collections::HashMap;
 
-use crate::graph::ir::{Binary, Reduce};
 use crate::kernel::row::Row;
-use crate::kernel::row::loops::{Affine, Id, Inst, LANES, Lane, Level, Mem, Nest, Program, Step, Var};
+use crate::kernel::row::loops::{Affine, Id, Inst, LANES, Lane, Mem, Nest, Program, Step, Var};
 use crate::kernel::row::lower::lower;
 use crate::mlir::elementwise;
 use crate::mlir::emit::{Elem, Emit, Ty, Unit, V};
+use crate::mlir::rows::{elem, positions};
 
 /// Emits the function `main`.
 pub fn emit(unit: &Unit, row: &Row, symbol: &dyn Fn(&str) -> String) -> Result<(), String> {
@@ -54,15 +54,6 @@ struct Writer<'p, 'c> {
     pointers: Vec<HashMap<(Mem, Affine), V<'c>>>,
 }
 
-/// The vector type of a lane.
-fn elem(lane: Lane) -> Elem {
-    match lane {
-        Lane::F32 => Elem::F32,
-        Lane::I32 => Elem::I32,
-        Lane::Bool => Elem::I1,
-    }
-}
-
 fn lane_ty(lane: Lane, varies: bool) -> Ty {
     if varies { Ty::vec(LANES as u32, elem(lane)) } else { Ty::of(elem(lane)) }
 }
@@ -82,16 +73,7 @@ impl<'c> Writer<'_, 'c> {
                 _ => e.min(e.sub(e.i(rows), first), e.i(block)),
             };
             e.for_(e.i(0), count, e.i(1), &[], |e, i, _| {
-                let mut row = e.add(first, i);
-                self.outer = vec![row; p.outer.len()];
-                for k in (1..p.outer.len()).rev() {
-                    let size = e.i(p.outer[k] as i64);
-                    self.outer[k] = e.remu(row, size);
-                    row = e.divu(row, size);
-                }
-                if let Some(outermost) = self.outer.first_mut() {
-                    *outermost = row;
-                }
+                self.outer = positions(e, &p.outer, e.add(first, i));
                 self.pointers.push(HashMap::new());
                 self.steps(e, &p.row);
                 self.pointers.pop();
@@ -203,7 +185,7 @@ impl<'c> Writer<'_, 'c> {
                 let def = self.p.def(id);
                 let ty = lane_ty(def.lane, def.varies || Self::by_lanes(nest));
                 match def.inst {
-                    Inst::Reduce(kind, _) => identity(e, kind, ty),
+                    Inst::Reduce(kind, _) => elementwise::identity(e, kind, ty),
                     _ => e.zero(ty),
                 }
             })
@@ -219,9 +201,9 @@ impl<'c> Writer<'_, 'c> {
                 Inst::Reduce(kind, x) => {
                     let mut x = self.operand(e, *x, vector);
                     if Self::by_lanes(nest) && active < LANES as u32 {
-                        x = e.select(e.first_lanes(LANES as u32, active), x, identity(e, *kind, x.ty));
+                        x = e.select(e.first_lanes(LANES as u32, active), x, elementwise::identity(e, *kind, x.ty));
                     }
-                    next.push(elementwise::binary(e, combine(*kind), old, x));
+                    next.push(elementwise::combine(e, *kind, old, x));
                 }
                 Inst::Scan(a, b) => {
                     let scaled = match a {
@@ -244,7 +226,7 @@ impl<'c> Writer<'_, 'c> {
         for (&id, &sum) in ids.iter().zip(carried) {
             if let Inst::Reduce(kind, _) = self.p.def(id).inst {
                 let result = match Self::by_lanes(nest) {
-                    true => e.reduce(sum, |a, b| elementwise::binary(e, combine(kind), a, b)),
+                    true => e.reduce(sum, |a, b| elementwise::combine(e, kind, a, b)),
                     false => sum,
                 };
                 self.values[id.0 as usize] = Some(result);
@@ -260,7 +242,7 @@ impl<'c> Writer<'_, 'c> {
         }
         let def = self.p.def(id);
         if let Inst::Const(x) = def.inst {
-            return constant(e, x.get(), lane_ty(def.lane, true));
+            return elementwise::constant(e, x.get(), lane_ty(def.lane, true));
         }
         e.splat(v, LANES as u32)
     }
@@ -269,19 +251,11 @@ impl<'c> Writer<'_, 'c> {
         let def = self.p.def(id);
         let arg = |id: &Id| self.operand(e, *id, def.varies);
         let value = match &def.inst {
-            Inst::Const(x) => constant(e, x.get(), lane_ty(def.lane, false)),
+            Inst::Const(x) => elementwise::constant(e, x.get(), lane_ty(def.lane, false)),
             Inst::Index(at) => self.index(e, nest, at),
             Inst::Load(mem, at) => self.load(e, nest, *mem, at, active),
             Inst::Unary(op, a) => elementwise::unary(e, *op, arg(a)),
-            Inst::Binary(op, a, b) => {
-                let ordered = matches!(op, Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge);
-                let (mut a, mut b) = (arg(a), arg(b));
-                if ordered && a.ty.elem == Elem::I1 {
-                    // As signed integers of one bit, true would be less than false.
-                    (a, b) = (e.zero_extend(a, Elem::I32), e.zero_extend(b, Elem::I32));
-                }
-                elementwise::binary(e, *op, a, b)
-            }
+            Inst::Binary(op, a, b) => elementwise::binary(e, *op, arg(a), arg(b)),
             Inst::Select(c, a, b) => e.select(arg(c), arg(a), arg(b)),
             Inst::Cast(to, a) => elementwise::cast(e, arg(a), *to),
             Inst::Reduce(..) | Inst::Scan(..) => return,
@@ -320,33 +294,7 @@ impl<'c> Writer<'_, 'c> {
         match var {
             Var::Task | Var::Outer(_) => 0,
             Var::Dim(k) => k + 1,
-            Var::Value(id) => match self.p.def(id).level {
-                Level::Task | Level::Row => 0,
-                Level::Loop(n) => n,
-            },
+            Var::Value(id) => self.p.depth(id),
         }
     }
-}
-
-fn identity<'c>(e: &Emit<'c>, kind: Reduce, ty: Ty) -> V<'c> {
-    let float = ty.elem.is_float();
-    match kind {
-        Reduce::Sum => e.zero(ty),
-        Reduce::Max if float => e.fconst(ty, f64::NEG_INFINITY),
-        Reduce::Min if float => e.fconst(ty, f64::INFINITY),
-        Reduce::Max => e.iconst(ty, i32::MIN as i64),
-        Reduce::Min => e.iconst(ty, i32::MAX as i64),
-    }
-}
-
-fn combine(kind: Reduce) -> Binary {
-    match kind {
-        Reduce::Sum => Binary::Add,
-        Reduce::Max => Binary::Max,
-        Reduce::Min => Binary::Min,
-    }
-}
-
-fn constant<'c>(e: &Emit<'c>, x: f64, ty: Ty) -> V<'c> {
-    if ty.elem.is_float() { e.fconst(ty, x as f32 as f64) } else { e.iconst(ty, x as i64) }
 }

@@ -9,20 +9,12 @@
 
 use super::{Quad, scaled};
 use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
-use crate::kernel::gemm::{EpilogueArg, Gemm};
+use crate::kernel::gemm::{EpilogueArg, Gemm, Level};
 use crate::kernel::gpu::gemm::VECTOR;
 use crate::mlir::emit::{Elem, Emit, F32, I1, I32, Ty, V};
 use crate::mlir::{elementwise, memory};
 
 const LANES: u32 = VECTOR as u32;
-
-/// How often a value must be computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Block,
-    Row,
-    Vector,
-}
 
 /// An epilogue ready to be emitted (as often as needed).
 pub(super) struct Program<'k, 'c> {
@@ -83,16 +75,8 @@ struct Vector<'c> {
 impl<'k, 'c> Program<'k, 'c> {
     /// The program of a description that [`crate::kernel::gpu::gemm::check`] takes.
     pub(super) fn new(g: &'k Gemm, args: &'k [V<'c>]) -> Self {
-        let body = &g.epilogue;
-        let mut needed = vec![false; body.nodes.len()];
-        body.effects.iter().for_each(|effect| needed[effect.value.0 as usize] = true);
-        for (i, node) in body.nodes.iter().enumerate().rev() {
-            if needed[i] {
-                node.args.iter().for_each(|a| needed[a.0 as usize] = true);
-            }
-        }
-        let levels = body.nodes.iter().map(|node| level(g, node)).collect();
-        Program { g, args, needed, levels }
+        let levels = g.epilogue.nodes.iter().map(|node| g.epilogue_level(node)).collect();
+        Program { g, args, needed: g.epilogue_needs(), levels }
     }
 
     fn body(&self) -> &'k Graph {
@@ -374,16 +358,4 @@ fn exchange<'c>(e: &Emit<'c>, quad: Quad<'c>, v: V<'c>) -> V<'c> {
     let words = e.bitcast(v, Ty::vec(4, Elem::I32));
     let words = quad.transpose(e, [0, 1, 2, 3].map(|i| e.extract(words, i)));
     e.bitcast(e.op1("vector.from_elements", &words, Ty::vec(4, Elem::I32), &[]), v.ty)
-}
-
-/// The level of a node, from the axes of its type and, for reads, from how the buffer is addressed.
-fn level(g: &Gemm, node: &Node) -> Level {
-    let has = |axis: u32| node.ty.axes.iter().any(|a| a.0 == axis);
-    match node.op {
-        Op::Read(buffer) if buffer.0 == 0 => Level::Vector,
-        _ if has(1) => Level::Vector,
-        Op::Read(buffer) if g.args[buffer.0 as usize - 1].m != 0 => Level::Row,
-        _ if has(0) => Level::Row,
-        _ => Level::Block,
-    }
 }

@@ -6,7 +6,7 @@ use super::{Writer, elem, wide};
 use crate::graph::ir::{Binary, DType, Unary};
 use crate::kernel::gpu::row::resident::each_lane;
 use crate::kernel::gpu::row::{Place, accesses};
-use crate::kernel::row::loops::{Affine, Id, Inst, Mem, Nest, Store, Var};
+use crate::kernel::row::loops::{Affine, Id, Inst, Mem, Nest, Shape, Store, Var};
 use crate::mlir::elementwise;
 use crate::mlir::emit::{Elem, Emit, I32, Ty, V};
 use crate::mlir::memory::{self, narrow, storage_elem, widen};
@@ -14,19 +14,7 @@ use crate::mlir::memory::{self, narrow, storage_elem, widen};
 /// Widest access of a thread, bytes.
 const WIDEST: u64 = 16;
 
-/// How the lanes of an access lie in memory.
-enum Shape {
-    Uniform,
-    Contiguous,
-    /// Lane l lies `stride * l` elements and `coefficient * value[l]` elements for each listed value away.
-    Scattered(i64, Vec<(Id, i64)>),
-}
-
 impl<'c> Writer<'_, 'c> {
-    pub(super) fn constant(&self, e: &Emit<'c>, x: f64, ty: Ty) -> V<'c> {
-        if ty.elem.is_float() { e.fconst(ty, x as f32 as f64) } else { e.iconst(ty, x as i64) }
-    }
-
     /// A definition as a scalar or in all lanes.
     pub(super) fn operand(&self, e: &Emit<'c>, id: Id, vector: bool) -> V<'c> {
         let v = self.values[id.0 as usize].expect("operands are defined before their uses");
@@ -35,7 +23,7 @@ impl<'c> Writer<'_, 'c> {
         }
         let def = self.p.def(id);
         if let Inst::Const(x) = def.inst {
-            return self.constant(e, x.get(), wide(elem(def.lane), self.lanes));
+            return elementwise::constant(e, x.get(), wide(elem(def.lane), self.lanes));
         }
         e.splat(v, self.lanes)
     }
@@ -44,17 +32,12 @@ impl<'c> Writer<'_, 'c> {
         let def = self.p.def(id);
         let arg = |id: &Id| self.operand(e, *id, def.varies);
         let value = match &def.inst {
-            Inst::Const(x) => self.constant(e, x.get(), Ty::of(elem(def.lane))),
+            Inst::Const(x) => elementwise::constant(e, x.get(), Ty::of(elem(def.lane))),
             Inst::Index(at) => self.index(e, nest, at),
             Inst::Load(mem, at) => self.load(e, nest, *mem, at),
             Inst::Unary(op, a) => elementwise::unary(e, *op, arg(a)),
             Inst::Binary(op, a, b) => {
-                let ordered = matches!(op, Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge);
-                let (mut x, mut y) = (arg(a), arg(b));
-                if ordered && x.ty.elem == Elem::I1 {
-                    // As signed integers of one bit, true would be less than false.
-                    (x, y) = (e.zero_extend(x, Elem::I32), e.zero_extend(y, Elem::I32));
-                }
+                let (x, y) = (arg(a), arg(b));
                 match self.p.def(*b).inst {
                     _ if *op == Binary::Div && x.ty.elem.is_float() && self.is_rounded(id) => e.div(x, y),
                     // A reciprocal known now saves the division: 1 ulp.
@@ -192,20 +175,7 @@ impl<'c> Writer<'_, 'c> {
     }
 
     fn shape(&self, nest: Option<&Nest>, at: &Affine) -> Shape {
-        let Some(vector) = nest.and_then(|n| n.vector) else { return Shape::Uniform };
-        if self.lanes == 1 {
-            return Shape::Uniform;
-        }
-        let varying = |(var, c): (&Var, &i64)| match var {
-            Var::Value(id) if self.p.def(*id).varies => Some((*id, *c)),
-            _ => None,
-        };
-        let values: Vec<(Id, i64)> = at.terms.iter().filter_map(varying).collect();
-        match at.dim(vector) {
-            0 if values.is_empty() => Shape::Uniform,
-            1 if values.is_empty() => Shape::Contiguous,
-            stride => Shape::Scattered(stride, values),
-        }
+        if self.lanes == 1 { Shape::Uniform } else { self.p.shape(nest, at) }
     }
 
     /// Bytes that divide the address of lane 0 of a contiguous access. Pointers of arguments and scratch are multiples of 64.

@@ -16,9 +16,10 @@ use super::ops;
 use crate::kernel::gpu::row::resident::{Even, even};
 use crate::kernel::gpu::row::{Layout, Place, loads};
 use crate::kernel::row::Row;
-use crate::kernel::row::loops::{Affine, Id, Inst, Lane, Level, Mem, Program, Step};
+use crate::kernel::row::loops::{Affine, Id, Inst, Level, Mem, Program, Step};
 use crate::kernel::row::lower::lower;
 use crate::mlir::emit::{Elem, Emit, I32, Ty, Unit, V};
+use crate::mlir::rows::{elem, positions};
 
 /// Emits the functions of [`crate::kernel::gpu::row::launches`].
 pub fn emit(unit: &Unit, row: &Row, symbol: &dyn Fn(&str) -> String) -> Result<(), String> {
@@ -96,15 +97,6 @@ struct Writer<'p, 'c> {
     even: Option<(Even, usize)>,
     /// What this thread stored at its positions of such nests.
     kept: HashMap<(Mem, Affine, Even, usize), V<'c>>,
-}
-
-/// The element of a lane.
-fn elem(lane: Lane) -> Elem {
-    match lane {
-        Lane::F32 => Elem::F32,
-        Lane::I32 => Elem::I32,
-        Lane::Bool => Elem::I1,
-    }
 }
 
 /// The type of `lanes` lanes.
@@ -233,17 +225,9 @@ impl<'p, 'c> Writer<'p, 'c> {
         });
     }
 
-    fn row(&mut self, e: &Emit<'c>, mut row: V<'c>) {
+    fn row(&mut self, e: &Emit<'c>, row: V<'c>) {
         let p = self.p;
-        self.outer = vec![row; p.outer.len()];
-        for k in (1..p.outer.len()).rev() {
-            let size = e.i(p.outer[k] as i64);
-            self.outer[k] = e.remu(row, size);
-            row = e.divu(row, size);
-        }
-        if let Some(outermost) = self.outer.first_mut() {
-            *outermost = row;
-        }
+        self.outer = positions(e, &p.outer, row);
         self.pointers.push(HashMap::new());
         self.steps(e, &p.row);
         self.pointers.pop();

@@ -7,7 +7,6 @@
 //! it computes along.
 
 use super::{Writer, elem, wide};
-use crate::graph::ir::{Binary, Reduce};
 use crate::kernel::gpu::row::{by_columns, carried, free, group, product, resident};
 use crate::kernel::row::loops::{Id, Inst, Nest};
 use crate::mlir::elementwise;
@@ -400,7 +399,7 @@ impl<'p, 'c> Writer<'p, 'c> {
             let def = self.p.def(id);
             let ty = if varies(def.varies) { wide(elem(def.lane), self.lanes) } else { Ty::of(elem(def.lane)) };
             match def.inst {
-                Inst::Reduce(kind, _) => identity(e, kind, ty),
+                Inst::Reduce(kind, _) => elementwise::identity(e, kind, ty),
                 _ => e.zero(ty),
             }
         };
@@ -416,7 +415,7 @@ impl<'p, 'c> Writer<'p, 'c> {
                 Inst::Reduce(kind, x) => {
                     let mut x = self.operand(e, *x, vector);
                     if let Some(exists) = exists {
-                        x = e.select(exists, x, identity(e, *kind, x.ty));
+                        x = e.select(exists, x, elementwise::identity(e, *kind, x.ty));
                     }
                     next.push(self.combined(e, id, old, x));
                 }
@@ -442,7 +441,7 @@ impl<'p, 'c> Writer<'p, 'c> {
 
     fn combined(&self, e: &Emit<'c>, id: Id, a: V<'c>, b: V<'c>) -> V<'c> {
         match self.p.def(id).inst {
-            Inst::Reduce(kind, _) => elementwise::binary(e, combine(kind), a, b),
+            Inst::Reduce(kind, _) => elementwise::combine(e, kind, a, b),
             _ => e.add(a, b),
         }
     }
@@ -459,24 +458,5 @@ impl<'p, 'c> Writer<'p, 'c> {
 
     fn from_word(&self, e: &Emit<'c>, x: V<'c>, ty: Ty) -> V<'c> {
         if ty.elem == Elem::I1 { e.truncate(x, Elem::I1) } else { x }
-    }
-}
-
-fn identity<'c>(e: &Emit<'c>, kind: Reduce, ty: Ty) -> V<'c> {
-    let float = ty.elem.is_float();
-    match kind {
-        Reduce::Sum => e.zero(ty),
-        Reduce::Max if float => e.fconst(ty, f64::NEG_INFINITY),
-        Reduce::Min if float => e.fconst(ty, f64::INFINITY),
-        Reduce::Max => e.iconst(ty, i32::MIN as i64),
-        Reduce::Min => e.iconst(ty, i32::MAX as i64),
-    }
-}
-
-fn combine(kind: Reduce) -> Binary {
-    match kind {
-        Reduce::Sum => Binary::Add,
-        Reduce::Max => Binary::Max,
-        Reduce::Min => Binary::Min,
     }
 }
