@@ -200,9 +200,7 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
 /// `--check-kernels`: every kernel of the GPU plan on the emulator.
 #[cfg(feature = "mlir")]
 fn emulated(built: &program::Built, times: &mut Times) -> Outcome<()> {
-    let gpu = built.planned.iter().find(|p| p.target == Target::Gpu);
-    let gpu = gpu.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))?;
-    let kernels: Vec<_> = gpu.graphs.iter().flat_map(|g| &g.steps).map(|s| s.kernel.clone()).collect();
+    let kernels = built.gpu()?.launched();
     let mut closed = Ok(());
     let mut say = |line: &str| {
         if closed.is_ok() {
@@ -253,8 +251,7 @@ fn checks(
     options: &crate::mlir::object::Options,
     times: &mut Times,
 ) -> Outcome<()> {
-    let gpu = built.planned.iter().find(|p| p.target == Target::Gpu);
-    let gpu = gpu.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))?;
+    let gpu = built.gpu()?;
     let ((tried, left), _) =
         times.stage("checks", || crate::package::checks::link(gpu, &built.program.name, out, options))?;
     eprintln!("{tried} kernels to try; {left} too large for the reference (make the program smaller with --set)");

@@ -4,10 +4,9 @@
 //! *promises* that a closed standard output is the end, not an error.
 
 use super::program::Built;
-use crate::kernel::{Kernel, Target};
+use crate::kernel::Kernel;
 use crate::lang;
 use crate::optim::Assembly;
-use crate::schedule::plan::Planned;
 use golf_grammar::{FileId, dump};
 use golf_runtime::error::{Error, Result};
 use golf_runtime::files::{Faults, atomic_bytes};
@@ -104,19 +103,12 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
     write(emits, "kernels", || {
         let text = |k: &Kernel| format!("{}\n{}\n", k.symbol(), k.text());
         let mut all: String = b.kernels.iter().map(text).collect();
-        for planned in gpu(b) {
+        if let Ok(planned) = b.gpu() {
             all += &format!("# {}\n", planned.target.device());
-            let mut seen = std::collections::BTreeSet::new();
-            let steps = planned.graphs.iter().flat_map(|g| &g.steps).map(|s| text(&s.kernel));
-            all.extend(steps.filter(|t| seen.insert(t.clone())));
+            all.extend(planned.launched().into_iter().map(text));
         }
         Ok(all)
     })
-}
-
-/// The plans for GPUs.
-fn gpu(b: &Built) -> impl Iterator<Item = &Planned> {
-    b.planned.iter().filter(|p| p.target == Target::Gpu)
 }
 
 /// Every kernel as MLIR, optimised LLVM IR or assembly, for the CPU's best tier and then the GPU; PTX is the GPU's assembly alone.
@@ -127,7 +119,7 @@ pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
     let of = |tier: Tier| move |kernel: &Kernel| Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
     let generated = b.kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
     let cpu: Vec<Job> = generated.map(of(Tier::Avx512Bf16)).collect();
-    let gpu: Vec<Job> = gpu(b).flat_map(|p| &p.kernels).map(of(Tier::Sm90a)).collect();
+    let gpu: Vec<Job> = b.gpu().into_iter().flat_map(|p| &p.kernels).map(of(Tier::Sm90a)).collect();
     let all = || cpu.iter().chain(&gpu);
     let stages = [("mlir", Text::Mlir), ("llvm", Text::Llvm), ("asm", Text::Asm), ("ptx", Text::Asm)];
     for (stage, form) in stages {

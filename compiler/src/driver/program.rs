@@ -10,6 +10,7 @@ use crate::schedule;
 use crate::schedule::plan::{Planned, StateBuffer, predicted_rss};
 use crate::valid::{Inputs, LegalityError, Rule, Split, check_score, check_training, perturb};
 use golf_grammar::{Diagnostic, FileId, Span};
+use golf_runtime::error::Error;
 use golf_runtime::plan::{self, Program};
 use std::collections::BTreeMap;
 
@@ -21,6 +22,14 @@ pub(super) struct Built {
     pub kernels: Vec<Kernel>,
     /// One per variant, as `program.variants`.
     pub planned: Vec<Planned>,
+}
+
+impl Built {
+    /// The plan for the GPU. Error: the program has none.
+    pub(super) fn gpu(&self) -> Result<&Planned, Error> {
+        let found = self.planned.iter().find(|p| p.target == Target::Gpu);
+        found.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))
+    }
 }
 
 /// A broken rule as a message: what breaks it, where, and what the rule says.
@@ -193,7 +202,7 @@ pub(super) fn plan(model: &Model, parts: &mut Vec<Part>, gpu_by_name: bool) -> R
 pub(super) fn build(model: &Model, parts: &[Part], planned: Vec<Planned>) -> Built {
     let assemblies: Vec<&Assembly> = parts.iter().map(|p| &p.assembly).collect();
     let mut kernels: BTreeMap<String, Kernel> = BTreeMap::new();
-    for k in planned.iter().filter(|p| p.variant.device == "cpu").flat_map(|p| &p.kernels) {
+    for k in planned.iter().filter(|p| p.target == Target::Cpu).flat_map(|p| &p.kernels) {
         kernels.entry(k.symbol()).or_insert_with(|| k.clone());
     }
     let program = Program {

@@ -3,17 +3,13 @@
 //! *Takes* a kernel, or all of a program; *gives* the largest error of its emulated GPU code on random arguments, in units of what is allowed; *promises*
 //! that the code ran with copies and products at once and as late as possible, with threads in different orders, and gave the same bits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::{Code, Options};
 use crate::kernel::{Kernel, gpu};
-use crate::schedule::trial::Trial;
-
-/// Work of a contraction, of any other kernel, above which [`check_program`] passes it over, in floating-point operations or bytes: the emulator
-/// and the reference would take minutes.
-const LIMITS: [u64; 2] = [2_000_000_000, 400_000_000];
+use crate::schedule::trial::{self, Trial};
 
 /// Compares a kernel's emulated GPU code with its reference. Gives the largest difference in units of the tolerance (at most 1).
 pub fn check(kernel: &Kernel, seed: u64) -> Result<f64, String> {
@@ -50,7 +46,7 @@ fn line(kernel: &Kernel) -> (String, bool) {
         return (format!("{symbol}: wrong: {why}"), true);
     }
     let work: u64 = gpu::launches(kernel).iter().map(|l| l.flops.max(l.bytes)).sum();
-    if work > LIMITS[usize::from(!matches!(kernel, Kernel::Gemm(_)))] {
+    if work > trial::limit(kernel) {
         return (
             format!("{symbol}: not checked, {} million operations are too many to emulate", work / 1_000_000),
             false,
@@ -65,12 +61,10 @@ fn line(kernel: &Kernel) -> (String, bool) {
     }
 }
 
-/// Checks every distinct kernel of a program, several at a time; `report` gets a line for each, in order. Kernels that are too large to emulate are
+/// Checks kernels, several at a time; `report` gets a line for each, in order. Kernels that are too large to emulate are
 /// passed over and said to be. Error: how many are wrong.
-pub fn check_program(kernels: &[Kernel], report: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let mut seen = BTreeSet::new();
-    let generated = kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
-    let distinct: Vec<&Kernel> = generated.filter(|k| seen.insert(k.symbol())).collect();
+pub fn check_program(kernels: &[&Kernel], report: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let distinct: Vec<&Kernel> = kernels.iter().copied().filter(|k| !matches!(k, Kernel::Host(_))).collect();
     let next = AtomicUsize::new(0);
     let (send, receive) = mpsc::channel();
     let mut wrong = 0;

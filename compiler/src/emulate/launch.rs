@@ -137,7 +137,7 @@ impl Code {
     fn loops(&self) -> Loops {
         let (unpack, multiply) = (self.engine.lookup("emu_unpack"), self.engine.lookup("emu_multiply"));
         assert!(!unpack.is_null() && !multiply.is_null(), "the loops are in every module");
-        // SAFETY: the functions of `multiply::TEXT`, which is part of every module, have these types.
+        // SAFETY: the functions of `multiply::text`, which is part of every module, have these types.
         unsafe {
             Loops {
                 unpack: std::mem::transmute::<*mut (), Unpack>(unpack),

@@ -90,7 +90,7 @@ pub fn lower(generic: &str) -> Result<Lowered, String> {
     for (name, signature) in &w.declared {
         writeln!(text, "llvm.func @{name}{signature}").expect("strings take everything");
     }
-    text.push_str(super::multiply::TEXT);
+    text.push_str(&super::multiply::text());
     text.push_str(&w.out);
     Ok(Lowered { text, functions, sites: w.sites })
 }

@@ -5,7 +5,7 @@
 
 /// The functions, in a module with kernels: `emu_unpack` spreads `count` parts of eight bf16 each, the first at offset `from[i]` of `base` going to
 /// element `to[i]` of `out`, its others `step` elements apart; `emu_multiply` adds `a[64][16] b[16][n]` to `sum[64][n]`, n a multiple of 8.
-pub(super) const TEXT: &str = r"
+const TEXT: &str = r"
 llvm.func @emu_unpack(%out: !llvm.ptr, %base: !llvm.ptr, %places: !llvm.ptr, %count: i64, %step: i64) {
   %c0 = arith.constant 0 : i64
   %c1 = arith.constant 1 : i64
@@ -23,47 +23,7 @@ llvm.func @emu_unpack(%out: !llvm.ptr, %base: !llvm.ptr, %places: !llvm.ptr, %co
     %bits = arith.shli %wide, %shift : vector<8xi32>
     %values = vector.bitcast %bits : vector<8xi32> to vector<8xf32>
     %first = llvm.getelementptr %out[%to] : (!llvm.ptr, i32) -> !llvm.ptr, f32
-    %v0 = vector.extract %values[0] : f32 from vector<8xf32>
-    %d0 = arith.constant 0 : i64
-    %o0 = arith.muli %step, %d0 : i64
-    %p0 = llvm.getelementptr %first[%o0] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v0, %p0 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v1 = vector.extract %values[1] : f32 from vector<8xf32>
-    %d1 = arith.constant 1 : i64
-    %o1 = arith.muli %step, %d1 : i64
-    %p1 = llvm.getelementptr %first[%o1] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v1, %p1 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v2 = vector.extract %values[2] : f32 from vector<8xf32>
-    %d2 = arith.constant 2 : i64
-    %o2 = arith.muli %step, %d2 : i64
-    %p2 = llvm.getelementptr %first[%o2] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v2, %p2 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v3 = vector.extract %values[3] : f32 from vector<8xf32>
-    %d3 = arith.constant 3 : i64
-    %o3 = arith.muli %step, %d3 : i64
-    %p3 = llvm.getelementptr %first[%o3] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v3, %p3 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v4 = vector.extract %values[4] : f32 from vector<8xf32>
-    %d4 = arith.constant 4 : i64
-    %o4 = arith.muli %step, %d4 : i64
-    %p4 = llvm.getelementptr %first[%o4] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v4, %p4 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v5 = vector.extract %values[5] : f32 from vector<8xf32>
-    %d5 = arith.constant 5 : i64
-    %o5 = arith.muli %step, %d5 : i64
-    %p5 = llvm.getelementptr %first[%o5] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v5, %p5 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v6 = vector.extract %values[6] : f32 from vector<8xf32>
-    %d6 = arith.constant 6 : i64
-    %o6 = arith.muli %step, %d6 : i64
-    %p6 = llvm.getelementptr %first[%o6] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v6, %p6 {alignment = 4 : i64} : f32, !llvm.ptr
-    %v7 = vector.extract %values[7] : f32 from vector<8xf32>
-    %d7 = arith.constant 7 : i64
-    %o7 = arith.muli %step, %d7 : i64
-    %p7 = llvm.getelementptr %first[%o7] : (!llvm.ptr, i64) -> !llvm.ptr, f32
-    llvm.store %v7, %p7 {alignment = 4 : i64} : f32, !llvm.ptr
-  }
+STORES  }
   llvm.return
 }
 llvm.func @emu_multiply(%sum: !llvm.ptr, %a: !llvm.ptr, %b: !llvm.ptr, %n: i64) {
@@ -99,13 +59,28 @@ llvm.func @emu_multiply(%sum: !llvm.ptr, %a: !llvm.ptr, %b: !llvm.ptr, %n: i64) 
 }
 ";
 
+/// [`TEXT`] with the stores of the eight elements of a part.
+pub(super) fn text() -> String {
+    let store = |i: usize| {
+        format!(
+            "    %v{i} = vector.extract %values[{i}] : f32 from vector<8xf32>
+    %d{i} = arith.constant {i} : i64
+    %o{i} = arith.muli %step, %d{i} : i64
+    %p{i} = llvm.getelementptr %first[%o{i}] : (!llvm.ptr, i64) -> !llvm.ptr, f32
+    llvm.store %v{i}, %p{i} {{alignment = 4 : i64}} : f32, !llvm.ptr
+"
+        )
+    };
+    TEXT.replace("STORES", &(0..8).map(store).collect::<String>())
+}
+
 /// `emu_unpack`.
 pub(super) type Unpack = unsafe extern "C" fn(*mut f32, *const u8, *const [u32; 2], i64, i64);
 
 /// `emu_multiply`.
 pub(super) type Multiply = unsafe extern "C" fn(*mut f32, *const f32, *const f32, i64);
 
-/// The functions of [`TEXT`], compiled.
+/// The functions of [`text`], compiled.
 #[derive(Clone, Copy)]
 pub(super) struct Loops {
     pub(super) unpack: Unpack,

@@ -9,7 +9,7 @@ use crate::mlir::object::{self, Job, Options, Timings};
 use crate::mlir::sys::{File, Llvm};
 use crate::mlir::tier::Tier;
 use crate::schedule::plan::Planned;
-use crate::schedule::trial::Trial;
+use crate::schedule::trial::{self, Trial};
 use golf_runtime::error::{Error, Result};
 use golf_runtime::plan::PLAN_VERSION;
 use golf_runtime::trial::Trials;
@@ -17,25 +17,16 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Work above which the reference would take minutes: floating-point operations of a contraction, of anything else.
-const LIMITS: [u64; 2] = [2_000_000_000, 400_000_000];
-
 /// Seed of the random contents.
 const SEED: u64 = 1;
 
 /// Makes trials of the distinct kernels of `planned` and links them to `out`. Gives how many kernels are tried and how many were too large.
 pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> Result<((usize, usize), Timings)> {
-    let mut distinct: Vec<&Kernel> = Vec::new();
-    let mut seen = std::collections::BTreeSet::new();
-    for step in planned.graphs.iter().flat_map(|g| &g.steps) {
-        if seen.insert(step.kernel.text()) {
-            distinct.push(&step.kernel);
-        }
-    }
+    let distinct = planned.launched();
     let all = distinct.len();
     let small = |k: &&Kernel| {
         let flops: u64 = Target::Gpu.launches(k).iter().map(|l| l.flops).sum();
-        flops > 0 && flops <= LIMITS[usize::from(!matches!(k, Kernel::Gemm(_)))]
+        flops > 0 && flops <= trial::limit(k)
     };
     let kept: Vec<&Kernel> = distinct.into_iter().filter(small).collect();
     let trials = Mutex::new(Vec::new());

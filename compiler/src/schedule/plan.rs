@@ -53,6 +53,15 @@ pub struct Planned {
     pub steps: Vec<Vec<usize>>,
 }
 
+impl Planned {
+    /// Every distinct description that the graphs launch, in order of first use. Several may run the same code, see [`Planned::kernels`].
+    pub fn launched(&self) -> Vec<&Kernel> {
+        let mut seen = std::collections::BTreeSet::new();
+        let all = self.graphs.iter().flat_map(|g| &g.steps).map(|s| &s.kernel);
+        all.filter(|k| seen.insert(k.text())).collect()
+    }
+}
+
 /// Makes the plan of a precision on a target, whose graphs take these rows at once. `states`: parameters first, then optimiser states and averages.
 pub fn plan(
     (precision, target, rows): (&str, Target, Rows),

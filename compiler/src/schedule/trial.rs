@@ -78,6 +78,11 @@ pub struct Trial {
 /// Bytes of all arguments of a kernel above which a trial is refused: the reference is slow.
 pub const LIMIT: usize = 64 << 20;
 
+/// Work above which the reference would take minutes, in floating-point operations.
+pub fn limit(kernel: &Kernel) -> u64 {
+    if matches!(kernel, Kernel::Gemm(_)) { 2_000_000_000 } else { 400_000_000 }
+}
+
 impl Trial {
     /// Makes a trial. Errors: the kernel is too large, or the reference does not take it.
     pub fn new(kernel: &Kernel, seed: u64) -> Result<Trial, String> {
