@@ -48,6 +48,11 @@ impl Loader {
         self.rows
     }
 
+    /// Tokens of a row.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
     /// Tokens of the stream that one step passes over, `ranks * (n + 1)`.
     pub fn step_tokens(&self) -> u64 {
         self.ranks as u64 * self.span()
@@ -93,12 +98,12 @@ impl Loader {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::stream::tests::write;
     use super::*;
     use proptest::prelude::*;
 
-    fn loader(tokens: usize, batch: u64, ranks: u32, seq: u32) -> (tempfile::TempDir, Loader) {
+    pub fn loader(tokens: usize, batch: u64, ranks: u32, seq: u32) -> (tempfile::TempDir, Loader) {
         let dir = tempfile::tempdir().unwrap();
         let all: Vec<u16> = (0..tokens as u16).collect();
         let (a, b) = all.split_at(tokens / 3);

@@ -9,6 +9,7 @@
 pub mod bytes;
 pub mod loader;
 pub mod manifest;
+mod prefetch;
 pub mod shard;
 pub mod stream;
 pub mod tokenizer;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use bytes::ByteTable;
 pub use loader::Loader;
+pub use prefetch::Prefetch;
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;
 pub use val::ValStream;

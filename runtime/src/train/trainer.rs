@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Outcome, Request, Stepper};
 use crate::clock::{self, Clock, Kind, Reading, Source, Tick};
-use crate::data::Loader;
+use crate::data::{Loader, Prefetch};
 use crate::error::{Error, Result};
 use crate::exec::Session;
 use crate::files::{self, Faults};
@@ -25,7 +26,7 @@ use crate::validate::validate;
 pub(super) struct Trainer {
     run: Run,
     start: Start,
-    loader: Loader,
+    loader: Arc<Loader>,
     stepper: Stepper,
     pub(super) clock: Clock,
     /// Time used by earlier processes.
@@ -68,7 +69,7 @@ impl Trainer {
         let mut trainer = Trainer {
             run,
             start,
-            loader,
+            loader: Arc::new(loader),
             stepper,
             clock: Clock::new(Source::Steps(0), 1.0, Duration::ZERO),
             elapsed: Duration::ZERO,
@@ -207,6 +208,8 @@ impl Trainer {
             Kind::Steps(n) => n,
             Kind::Wall | Kind::Trace(_) => p.iterations,
         };
+        let rows = self.run.session.variant().rows.train as usize;
+        let mut data = Prefetch::start(self.loader.clone(), self.step, rows)?;
         loop {
             self.run.signals.check()?;
             let Some(reading) = self.reading()? else { return Ok(cap) };
@@ -221,7 +224,7 @@ impl Trainer {
             }
             self.run.faults.step(self.step);
             let begin = Instant::now();
-            let (outcome, scale) = self.one(reading)?;
+            let (outcome, scale) = self.one(reading, &mut data)?;
             let record = Record::Step(Step {
                 step: self.step,
                 of: cap,
@@ -258,10 +261,10 @@ impl Trainer {
     }
 
     /// One step and the averages after it.
-    fn one(&mut self, reading: Reading) -> Result<(Outcome, f64)> {
+    fn one(&mut self, reading: Reading, data: &mut Prefetch) -> Result<(Outcome, f64)> {
         let scale = self.stepper.set_clock(self.step, reading)?;
-        let (loader, step, signals) = (&self.loader, self.step, self.run.signals.clone());
-        let mut fill = |shard: usize, row: usize, x: &mut [i32], y: &mut [i32]| loader.fill(step, shard, row, x, y);
+        let (step, signals) = (self.step, self.run.signals.clone());
+        let mut fill = |shard: usize, row: usize, x: &mut [i32], y: &mut [i32]| data.fill((step, shard, row), x, y);
         let outcome = self.stepper.step(&mut self.run.session, &mut fill, &|| signals.check())?;
         self.step += 1;
         let code = self.run.session.code().clone();
