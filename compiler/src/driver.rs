@@ -10,6 +10,7 @@ mod program;
 use crate::graph::ir::DType;
 use crate::kernel::Target;
 use crate::lang;
+use crate::schedule::plan::Planned;
 use crate::{optim, schedule, target};
 use golf_grammar::{Diagnostic, FileId, SourceMap, Span, print, render_all, to_json};
 use golf_runtime::error::{Error, Result};
@@ -53,6 +54,12 @@ impl From<Error> for Stop {
 }
 
 type Outcome<T> = std::result::Result<T, Stop>;
+
+/// A program's plan for a target in a precision, as an executable holds it. For tests and surveys of kernels.
+pub fn planned(model: &lang::Model, target: Target, precision: DType) -> std::result::Result<Planned, String> {
+    let part = program::Part::new(model, target, precision).map_err(|e| e.message)?;
+    part.plan(model).map_err(|e| e.to_string())
+}
 
 /// Wall time by stage, in order.
 #[derive(Default)]

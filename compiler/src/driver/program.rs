@@ -169,7 +169,8 @@ impl Part {
         Ok(Part { target, sizes, assembly })
     }
 
-    fn plan(&self, model: &Model) -> Result<Planned, schedule::Error> {
+    /// Schedules the graphs and lays out their memory.
+    pub(super) fn plan(&self, model: &Model) -> Result<Planned, schedule::Error> {
         let s = &self.sizes;
         let (train, score, adapt) = (s.micro_rows as u32, s.score_rows as u32, s.adapt_rows as u32);
         let precision = if self.assembly.precision == DType::F32 { "f32" } else { "bf16" };
