@@ -38,6 +38,7 @@ pub(super) fn table() -> Vec<(&'static str, *mut ())> {
         emu_tma_commit,
         emu_tma_wait,
         emu_tma_prefetch,
+        emu_tma_ahead,
         emu_async_fence,
         emu_set_registers,
         emu_wgmma_fence,
@@ -241,6 +242,11 @@ extern "C" fn emu_tma_wait(pending: i32, site: i32) {
 
 extern "C" fn emu_tma_prefetch(map: usize, site: i32) {
     attempt(site, |b| b.memory.map(map).map(|_| ()));
+}
+
+#[allow(clippy::too_many_arguments)]
+extern "C" fn emu_tma_ahead(map: usize, rank: i32, c0: i32, c1: i32, c2: i32, c3: i32, c4: i32, site: i32) {
+    attempt(site, |b| b.ahead(map, rank, [c0, c1, c2, c3, c4]));
 }
 
 extern "C" fn emu_async_fence(site: i32) {

@@ -77,6 +77,15 @@ impl Map {
         Ok(out)
     }
 
+    /// Says that `rank` coordinates do not name a box of the tensor.
+    fn check(&self, rank: i32, at: [i32; 5]) -> Result<(), String> {
+        let used = self.dims.iter().zip(self.tile).rposition(|(&d, t)| d > 1 || t > 1).map_or(1, |i| i + 1);
+        if (rank as usize) < used || at[rank as usize..].iter().any(|&c| c != 0) {
+            return Err(format!("{rank} coordinates for tensor map {} of {used} dimensions", self.number));
+        }
+        Ok(())
+    }
+
     /// Bytes of a box.
     pub(super) fn bytes(&self) -> usize {
         self.tile.iter().map(|&t| t as usize).product::<usize>() * self.element
@@ -150,11 +159,19 @@ impl Block {
         let align = if m.swizzle == 0 { 128 } else { 8 * m.swizzle as usize };
         let shared = self.memory.shared(pointer, m.bytes(), align)?;
         self.memory.untouched(shared, m.bytes())?;
-        let used = m.dims.iter().zip(m.tile).rposition(|(&d, t)| d > 1 || t > 1).map_or(1, |i| i + 1);
-        if (rank as usize) < used || at[rank as usize..].iter().any(|&c| c != 0) {
-            return Err(format!("{rank} coordinates for tensor map {} of {used} dimensions", m.number));
-        }
+        m.check(rank, at)?;
         Ok(Copy { map, shared, at, site: self.threads[self.current].site })
+    }
+
+    /// Announces a box to the second-level cache, which changes nothing; one that begins outside of its tensor is a mistake.
+    pub(super) fn ahead(&mut self, map: usize, rank: i32, at: [i32; 5]) -> Result<(), String> {
+        // SAFETY: see `new_copy`.
+        let m = unsafe { &*self.memory.map(map)? };
+        m.check(rank, at)?;
+        match (0..5).find(|&d| at[d] < 0 || at[d] as u64 >= m.dims[d]) {
+            Some(d) => Err(format!("a box ahead at {:?}, outside of tensor map {} along {d}", at, m.number)),
+            None => Ok(()),
+        }
     }
 
     /// Starts a load.

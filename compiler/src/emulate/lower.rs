@@ -325,8 +325,9 @@ impl Writer {
             "mbarrier.arrive" => self.forward(line, "emu_mbarrier_arrive", &[0], site)?,
             "mbarrier.arrive.expect_tx" => self.forward(line, "emu_mbarrier_expect", &[0, 1], site)?,
             "mbarrier.try_wait.parity" => self.forward(line, "emu_mbarrier_wait", &[0, 1], site)?,
-            "cp.async.bulk.tensor.shared.cluster.global" => self.copy(line, site, true)?,
-            "cp.async.bulk.tensor.global.shared.cta" => self.copy(line, site, false)?,
+            "cp.async.bulk.tensor.shared.cluster.global" => self.copy(line, site, "emu_tma_load", 2, true)?,
+            "cp.async.bulk.tensor.global.shared.cta" => self.copy(line, site, "emu_tma_store", 2, false)?,
+            "cp.async.bulk.tensor.prefetch" => self.copy(line, site, "emu_tma_ahead", 1, false)?,
             "cp.async.bulk.commit.group" => self.forward(line, "emu_tma_commit", &[], site)?,
             "cp.async.bulk.wait_group" => {
                 let (group, site) = (self.i32(line.integer("group")?), self.i32(site.into()));
@@ -370,25 +371,22 @@ impl Writer {
         Ok(())
     }
 
-    /// A copy of the bulk copy engine: coordinates pass through five arguments, the rest of them 0.
-    fn copy(&mut self, line: &Line, site: i32, load: bool) -> Result<(), String> {
+    /// A copy of the bulk copy engine: `leads` pointers, coordinates, which pass through five arguments, the rest of them 0, and perhaps a barrier.
+    fn copy(&mut self, line: &Line, site: i32, callee: &str, leads: usize, barrier: bool) -> Result<(), String> {
         let segments = line.property("operandSegmentSizes").unwrap_or("");
-        let rank = line.operands.len().saturating_sub(if load { 3 } else { 2 });
-        let expected = if load { format!("1, 1, {rank}, 1, 0, 0, 0, 0") } else { format!("1, 1, {rank}, 0, 0") };
+        let rank = line.operands.len().saturating_sub(leads + usize::from(barrier));
+        let expected = format!("{}{rank}, {}", "1, ".repeat(leads), if barrier { "1, 0, 0, 0, 0" } else { "0, 0" });
         if !(1..=5).contains(&rank) || segments != format!("array<i32: {expected}>") {
             return Err(format!("the emulator does not know {} with operands {segments}", line.name));
         }
         let (zero, n, site) = (self.i32(0), self.i32(rank as i64), self.i32(site.into()));
-        let mut arguments = vec![(line.operands[0], "!llvm.ptr"), (line.operands[1], "!llvm.ptr")];
-        if load {
-            arguments.push((line.operands[2 + rank], "!llvm.ptr"));
-        }
+        let (pointers, rest) = line.operands.split_at(leads);
+        let (coordinates, barrier) = rest.split_at(rank);
+        let mut arguments: Vec<(&str, &str)> = pointers.iter().chain(barrier).map(|&p| (p, "!llvm.ptr")).collect();
         arguments.push((&n, "i32"));
-        for i in 0..5 {
-            arguments.push((if i < rank { line.operands[2 + i] } else { &zero }, "i32"));
-        }
+        arguments.extend((0..5).map(|i| (coordinates.get(i).copied().unwrap_or(&zero), "i32")));
         arguments.push((&site, "i32"));
-        self.call("", if load { "emu_tma_load" } else { "emu_tma_store" }, &arguments, "");
+        self.call("", callee, &arguments, "");
         Ok(())
     }
 

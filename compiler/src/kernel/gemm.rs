@@ -4,7 +4,8 @@
 //! shows in the bits, and continuing a chain (`accumulate`) over micro-batches equals one long chain.
 
 use super::{Launch, LaunchArg, round_up};
-use crate::graph::ir::{DType, Graph, Node, Op};
+use crate::graph::ir::{DType, EffectMode, Graph, Node, Op};
+use std::collections::BTreeSet;
 
 /// A matrix operand in memory. For operand A `row` is the stride of m; for operand B of n. One of `row`, `k` is 1.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -211,6 +212,17 @@ impl Gemm {
             }
         }
         needed
+    }
+
+    /// Buffers of the epilogue that its effects read, in order, each once.
+    pub fn epilogue_reads(&self) -> Vec<usize> {
+        let (body, needed) = (&self.epilogue, self.epilogue_needs());
+        let reads = body.nodes.iter().zip(&needed).filter_map(|(node, &needed)| match node.op {
+            Op::Read(buffer) if needed => Some(buffer.0 as usize),
+            _ => None,
+        });
+        let updated = body.effects.iter().filter(|f| f.mode == EffectMode::Accumulate).map(|f| f.buffer.0 as usize);
+        reads.chain(updated).collect::<BTreeSet<usize>>().into_iter().collect()
     }
 
     /// How often a node of the epilogue must be computed.

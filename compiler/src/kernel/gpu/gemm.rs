@@ -6,6 +6,12 @@
 //! Launches, in order: `cast_a`, `cast_b` (operands that the copy engine cannot read as they lie: f32, or not aligned to 16 bytes), `main`, and, where k is cut
 //! (few tiles, deep k), `reduce`. A symmetric product reads one operand twice; all of its tiles are computed, for small matrices fill no more than one wave. A tile of C belongs to one block, whose last warp (or warpgroup) copies stages of [`DEPTH`] k of A and B into a ring in shared memory while its
 //! warpgroups multiply, 64 rows each. Blocks are persistent and take tiles in a fixed order.
+//!
+//! Two warpgroups may also take tiles in turn ([`Tile::turns`]): one multiplies while the other runs its epilogue. Where k is short, fetching A and B for every
+//! tile asks more of the second-level cache than it gives: then a block also keeps its rows of A for a whole line of tiles ([`Tile::kept`]), and only B goes
+//! through the ring.
+//!
+//! What an epilogue reads is announced to the second-level cache when the tile's products begin ([`Plan::ahead`]).
 
 use crate::graph::ir::{DType, EffectMode, Op};
 use crate::kernel::gemm::{Gemm, Operand};
@@ -34,20 +40,34 @@ pub struct Tile {
     pub stages: usize,
     /// Blocks that share a multiprocessor.
     pub blocks: usize,
+    /// Two warpgroups take tiles in turn; otherwise all share every tile.
+    pub turns: bool,
+    /// Stages of A that shared memory keeps for a line of tiles. 0: A goes through the ring with B.
+    pub kept: usize,
 }
 
-/// The cuts there are. Two blocks per multiprocessor hide one's epilogue behind the other's products; the widest tile reads least from the second-level cache.
-pub const TILES: [Tile; 4] = [
-    Tile { rows: 128, cols: 256, stages: 4, blocks: 1 },
-    Tile { rows: 128, cols: 128, stages: 3, blocks: 2 },
-    Tile { rows: 128, cols: 64, stages: 4, blocks: 2 },
-    Tile { rows: 64, cols: 64, stages: 6, blocks: 2 },
+/// The cuts there are. Turns, and two blocks per multiprocessor, hide epilogues behind products; the widest tile reads least from the second-level cache where k
+/// is deep, kept rows of A where it is not.
+pub const TILES: [Tile; 5] = [
+    Tile { rows: 128, cols: 256, stages: 4, blocks: 1, turns: false, kept: 0 },
+    Tile { rows: 128, cols: 128, stages: 6, blocks: 1, turns: true, kept: 0 },
+    Tile { rows: 128, cols: 128, stages: 6, blocks: 1, turns: true, kept: 8 },
+    Tile { rows: 128, cols: 64, stages: 4, blocks: 2, turns: false, kept: 0 },
+    Tile { rows: 64, cols: 64, stages: 6, blocks: 2, turns: false, kept: 0 },
 ];
 
 impl Tile {
     /// Warpgroups that multiply.
     pub fn consumers(self) -> usize {
-        self.rows / 64
+        if self.turns { 2 } else { self.rows / 64 }
+    }
+    /// Warpgroups that share a tile.
+    pub fn sharing(self) -> usize {
+        if self.turns { 1 } else { self.consumers() }
+    }
+    /// Blocks of 64 rows of a tile that one warpgroup has.
+    pub fn parts(self) -> usize {
+        self.rows / 64 / self.sharing()
     }
     /// Threads per block: the multiplying warpgroups, and a warp of which one thread copies; a warpgroup where registers are redistributed.
     pub fn threads(self) -> u32 {
@@ -58,21 +78,29 @@ impl Tile {
     pub fn registers(self) -> Option<(u32, u32)> {
         (self.consumers() == 2 && self.blocks == 1).then_some((24, 240))
     }
-    /// Bytes of one stage: rows of A, then columns of B.
+    /// Bytes of one stage of A.
+    pub fn stage_a(self) -> usize {
+        self.rows * DEPTH * 2
+    }
+    /// Bytes of one stage of the ring: rows of A unless they are kept, then columns of B.
     pub fn stage(self) -> usize {
-        (self.rows + self.cols) * DEPTH * 2
+        if self.kept > 0 { self.cols * DEPTH * 2 } else { (self.rows + self.cols) * DEPTH * 2 }
     }
-    /// Bytes of shared memory: the stages, then two barriers per stage.
+    /// Barriers: two per stage and kept stage, one per warpgroup that waits for its turn.
+    pub fn barriers(self) -> usize {
+        2 * (self.stages + self.kept) + if self.turns { 2 } else { 0 }
+    }
+    /// Bytes of shared memory: the ring, kept stages, barriers.
     pub fn shared(self) -> usize {
-        self.stages * self.stage() + 16 * self.stages
+        self.stages * self.stage() + self.kept * self.stage_a() + 8 * self.barriers()
     }
-    /// Cycles of one stage's products, or of fetching its operands from the second-level cache.
+    /// Whether the cut suits k in so many stages, so many pieces, and so many column tiles.
+    fn suits(self, stages: usize, splits: usize, cols: usize) -> bool {
+        (!self.turns || splits == 1) && (self.kept == 0 || stages <= self.kept && cols >= 2)
+    }
+    /// Cycles of one stage's products, or of fetching its operands from the second-level cache, from which a multiprocessor gets about 40 bytes per cycle.
     fn stage_cycles(self) -> usize {
-        (self.rows * self.cols / 32).max(self.stage() / 48)
-    }
-    /// Cycles of an epilogue.
-    fn epilogue_cycles(self) -> usize {
-        1000 + self.rows * self.cols / 16
+        (self.rows * self.cols / 32).max(self.stage() / 40)
     }
 }
 
@@ -177,7 +205,7 @@ impl Plan {
             // Pieces shorter than 8 stages are not worth a second launch.
             for splits in 1..=(stages / 8).clamp(1, 64) {
                 let cost = cost(g, tile, splits);
-                if best.is_none_or(|(least, ..)| cost < least) {
+                if tile.suits(stages, splits, g.n.div_ceil(tile.cols)) && best.is_none_or(|(least, ..)| cost < least) {
                     best = Some((cost, tile, splits));
                 }
             }
@@ -201,10 +229,49 @@ impl Plan {
         (g.m.div_ceil(self.tile.rows), g.n.div_ceil(self.tile.cols))
     }
 
-    /// Pieces of work of `main`: numbered by piece of k, then matrix, then tile.
+    /// Pieces of work of `main`, numbered by piece of k, then matrix, then tile, or line of tiles where A is kept.
     pub fn items(&self, g: &Gemm) -> usize {
         let (rows, cols) = self.tiles(g);
-        self.splits * g.matrices() * rows * cols
+        self.splits * g.matrices() * rows * if self.tile.kept > 0 { 1 } else { cols }
+    }
+
+    /// What the epilogue of `main` reads that varies over the whole tile and that the copy engine can address: (buffer, boxes of a tile).
+    pub fn ahead(&self, g: &Gemm) -> Vec<(usize, TensorMap)> {
+        if self.splits > 1 {
+            return Vec::new();
+        }
+        let mut buffers: Vec<usize> = g.epilogue_reads();
+        buffers.retain(|&b| b > 0);
+        buffers.into_iter().filter_map(|b| Some((b, self.ahead_of(g, b)?))).collect()
+    }
+
+    fn ahead_of(&self, g: &Gemm, buffer: usize) -> Option<TensorMap> {
+        let (arg, dtype) = (&g.args[buffer - 1], g.epilogue.buffers[buffer].ty.dtype);
+        let bytes = dtype.bytes() as i64;
+        let aligned = |elements: i64| elements >= 0 && elements * bytes % 16 == 0;
+        let batch: Vec<usize> = (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && arg.batch[i] != 0).collect();
+        let fits = arg.n == 1
+            && arg.m > 0
+            && [DType::F32, DType::Bf16].contains(&dtype)
+            && batch.len() <= 3
+            && [arg.offset, arg.m].into_iter().chain(batch.iter().map(|&i| arg.batch[i])).all(aligned);
+        fits.then(|| {
+            let mut dims = vec![g.n as u64, g.m as u64];
+            let mut strides = vec![(arg.m * bytes) as u64];
+            for &i in &batch {
+                dims.push(g.batch[i] as u64);
+                strides.push((arg.batch[i] * bytes) as u64);
+            }
+            let mut tile = vec![self.tile.cols as u32, self.tile.rows as u32];
+            tile.resize(dims.len(), 1);
+            let offset = (arg.offset * bytes) as u64;
+            TensorMap { arg: 1 + buffer as u32, offset, dtype: plan_dtype(dtype), dims, strides, tile, swizzle: 0 }
+        })
+    }
+
+    /// Batch indices along which an epilogue's argument varies: the coordinates after the two of the matrix in its map of [`Plan::ahead`].
+    pub fn ahead_batch(g: &Gemm, buffer: usize) -> Vec<usize> {
+        (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && g.args[buffer - 1].batch[i] != 0).collect()
     }
 
     /// Distance of the rows of partial sums, elements.
@@ -227,15 +294,21 @@ impl Plan {
 /// Estimated cycles: only their order matters. Fewest wins.
 fn cost(g: &Gemm, tile: Tile, splits: usize) -> usize {
     let piece = g.k.div_ceil(DEPTH).div_ceil(splits);
-    let items = g.matrices() * g.m.div_ceil(tile.rows) * g.n.div_ceil(tile.cols) * splits;
-    let each = items.div_ceil(PROCESSORS);
+    let cols = g.n.div_ceil(tile.cols);
+    let lines = g.matrices() * g.m.div_ceil(tile.rows) * splits;
+    let each = if tile.kept > 0 { lines.div_ceil(PROCESSORS) * cols } else { (lines * cols).div_ceil(PROCESSORS) };
     // A thousand cycles pass between asking for a stage and having it.
     let waiting = 1000 / ((tile.stages - 1) * each.min(tile.blocks));
-    let products = each * piece * tile.stage_cycles().max(waiting);
-    let epilogue = tile.epilogue_cycles();
-    let main = match each.min(tile.blocks) {
-        1 => products + each * epilogue,
-        _ => products.max(each * epilogue) + epilogue,
+    let tile_products = piece * tile.stage_cycles().max(waiting);
+    // A multiprocessor's share of the memory's rate is about 18 bytes per cycle.
+    let elements = (tile.rows * tile.cols) as u64;
+    let moved = if splits > 1 { 4 * elements } else { g.output_bytes() * elements / (g.matrices() * g.m * g.n) as u64 };
+    let epilogue = 1000 + moved as usize / 18;
+    let main = match each.min(if tile.turns { 2 } else { tile.blocks }) {
+        1 => each * (tile_products + epilogue),
+        // One multiplies while the other finishes: in turn, or by chance where blocks share a multiprocessor, which hides about half.
+        _ if tile.turns => each * tile_products.max((tile_products + epilogue) / 2) + epilogue,
+        _ => each * (tile_products.max(epilogue) + tile_products.min(epilogue) / 2) + epilogue,
     };
     // Partial sums are written and read, and a launch takes a while.
     let reduce = if splits == 1 { 0 } else { 4000 + splits * Plan::partial(g) * 8 / (PROCESSORS * 20) };
@@ -320,7 +393,9 @@ pub fn launches(g: &Gemm) -> Vec<Launch> {
     }
     let b = if g.symmetric { &g.a } else { &g.b };
     let sides = [(&plan.a, &g.a, plan.tile.rows), (&plan.b, b, plan.tile.cols)];
-    let maps = sides.iter().enumerate().map(|(i, (s, o, rows))| s.map(g, o, i as u32, *rows)).collect();
+    let mut maps: Vec<TensorMap> =
+        sides.iter().enumerate().map(|(i, (s, o, rows))| s.map(g, o, i as u32, *rows)).collect();
+    maps.extend(plan.ahead(g).into_iter().map(|(_, map)| map));
     let operand = |s: &Source| s.matrices(g) * s.extents.0 * s.extents.1 * 2;
     let partials = if plan.splits > 1 { plan.splits * Plan::partial(g) * 4 } else { 0 };
     let results = g.output_bytes();

@@ -163,6 +163,13 @@ pub fn tma_prefetch<'c>(e: &Emit<'c>, map: V<'c>) {
     text(e, "nvvm.prefetch", &[map], &[("tensormap", "unit"), ("operandSegmentSizes", "array<i32: 1, 0>")]);
 }
 
+/// Announces the box of a tensor map at `coordinates` to the second-level cache. Changes nothing but time.
+pub fn tma_ahead<'c>(e: &Emit<'c>, map: V<'c>, coordinates: &[V<'c>]) {
+    let operands = [&[map], coordinates].concat();
+    let segments = format!("array<i32: 1, {}, 0, 0>", coordinates.len());
+    text(e, "nvvm.cp.async.bulk.tensor.prefetch", &operands, &[("operandSegmentSizes", &segments)]);
+}
+
 /// Orders this thread's writes to shared memory before later reads by bulk copies and warpgroup products (the async proxy).
 pub fn async_fence(e: &Emit) {
     let attributes = [("kind", "#nvvm.proxy_kind<async.shared>"), ("space", "#nvvm.shared_space<cta>")];

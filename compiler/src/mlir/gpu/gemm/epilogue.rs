@@ -7,7 +7,8 @@
 //! The 8 columns are neighbours, or the pairs that a lane holds of 32 ([`Lanes`]). With pairs, four lanes cover whole sectors of a row of f32 as they are; of bf16
 //! they exchange 16-byte vectors, half as much as the sums would be.
 
-use super::{Quad, scaled};
+use super::scaled;
+use super::sums::Quad;
 use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
 use crate::kernel::gemm::{EpilogueArg, Gemm, Level};
 use crate::kernel::gpu::gemm::VECTOR;
