@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use golf_compiler::emulate::mutate::survey;
 use golf_compiler::graph::text::parse;
+use golf_compiler::kernel::gpu::Arch;
 use golf_compiler::kernel::{Kernel, Target};
 use golf_compiler::schedule::{Options, schedule_with};
 
@@ -28,11 +29,11 @@ fn main() -> Result<(), String> {
     for file in &files {
         let text = std::fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?;
         let graph = parse(&text).map_err(|e| format!("{file}: {e:?}"))?;
-        let options = Options { target: Target::Gpu, ..Options::default() };
+        let options = Options { target: Target::Gpu(Arch::Sm90a), ..Options::default() };
         let scheduled = schedule_with(&graph, &options).map_err(|e| format!("{file}: {e:?}"))?;
         for kernel in scheduled.steps.iter().map(|s| &s.kernel) {
             let wanted = family.as_deref().is_none_or(|f| f == kernel.family()) && !matches!(kernel, Kernel::Host(_));
-            let work: u64 = Target::Gpu.launches(kernel).iter().map(|l| l.flops).sum();
+            let work: u64 = Target::Gpu(Arch::Sm90a).launches(kernel).iter().map(|l| l.flops).sum();
             if !wanted || work > LIMIT || !seen.insert(kernel.symbol()) {
                 continue;
             }

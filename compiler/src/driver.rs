@@ -9,6 +9,7 @@ mod program;
 
 use crate::graph::ir::DType;
 use crate::kernel::Target;
+use crate::kernel::gpu::Arch;
 use crate::lang;
 use crate::schedule::plan::Planned;
 use crate::{optim, schedule, target};
@@ -152,10 +153,10 @@ fn check_options(o: &Options) -> Result<()> {
     if let Some(p) = o.precision.as_deref().filter(|p| !["f32", "bf16"].contains(p)) {
         return Err(Error::usage(format!("--precision {p}: expected f32 or bf16")));
     }
-    if o.emit_check && (o.out.is_none() || !o.targets.iter().any(|t| t == Target::Gpu.device())) {
+    if o.emit_check && (o.out.is_none() || named(o).count() != 1) {
+        let known = Arch::ALL.map(Arch::name).join(" or ");
         return Err(Error::usage(format!(
-            "--emit-check makes an executable for a GPU: it needs -o PATH and --target {}",
-            Target::Gpu.device()
+            "--emit-check makes an executable for one kind of GPU: it needs -o PATH and --target {known}"
         )));
     }
     Ok(())
@@ -207,7 +208,8 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
 /// `--check-kernels`: every kernel of the GPU plan on the emulator.
 #[cfg(feature = "mlir")]
 fn emulated(built: &program::Built, times: &mut Times) -> Outcome<()> {
-    let kernels = built.gpu()?.launched();
+    let kernels: Vec<_> =
+        built.gpus()?.into_iter().flat_map(|(p, arch)| p.launched().into_iter().map(move |k| (k, arch))).collect();
     let mut closed = Ok(());
     let mut say = |line: &str| {
         if closed.is_ok() {
@@ -258,7 +260,7 @@ fn checks(
     options: &crate::mlir::object::Options,
     times: &mut Times,
 ) -> Outcome<()> {
-    let gpu = built.gpu()?;
+    let gpu = built.gpus()?[0];
     let ((tried, left), _) =
         times.stage("checks", || crate::package::checks::link(gpu, &built.program.name, out, options))?;
     eprintln!("{tried} kernels to try; {left} too large for the reference (make the program smaller with --set)");
@@ -273,17 +275,26 @@ fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) ->
     Ok(())
 }
 
-/// Whether the user asked for GPU code. If not it is made all the same where it can be (without `--target`: everything this golfc implements).
-fn gpu_by_name(o: &Options) -> bool {
-    o.check_kernels || o.targets.iter().any(|t| t == Target::Gpu.device())
+/// The kinds of GPU that `--target` names.
+fn named(o: &Options) -> impl Iterator<Item = Arch> {
+    Arch::ALL.into_iter().filter(|a| o.targets.iter().any(|t| t == a.name()))
 }
 
-/// The variants an executable holds: the CPU's in every precision, then the GPU's (bf16 only: its matrix units know no f32).
+/// Whether the user asked for GPU code. If not it is made all the same where it can be (without `--target`: everything this golfc implements).
+fn gpu_by_name(o: &Options) -> bool {
+    o.check_kernels || named(o).next().is_some()
+}
+
+/// The variants an executable holds: the CPU's in every precision, then the GPUs' (bf16 only: their matrix units know no f32).
 fn kinds(model: &lang::Model, o: &Options) -> Vec<(Target, DType)> {
     let precisions = precisions(model, o.precision.as_deref());
-    let gpu = (o.targets.is_empty() || gpu_by_name(o)) && precisions[0] == DType::Bf16;
+    let archs: Vec<Arch> = match named(o).collect::<Vec<_>>() {
+        _ if precisions[0] != DType::Bf16 => vec![],
+        none if none.is_empty() && (o.targets.is_empty() || o.check_kernels) => vec![Arch::Sm90a],
+        some => some,
+    };
     let cpu = precisions.into_iter().map(|p| (Target::Cpu, p));
-    cpu.chain(gpu.then_some((Target::Gpu, DType::Bf16))).collect()
+    cpu.chain(archs.into_iter().map(|a| (Target::Gpu(a), DType::Bf16))).collect()
 }
 
 /// The precisions an executable holds: what the program computes in first, f32 always.

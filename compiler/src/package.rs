@@ -62,10 +62,8 @@ pub fn link(
 fn with_modules(program: &Program, planned: &[Planned], options: &Options) -> Result<(Program, Timings)> {
     let (mut program, mut timings) = (program.clone(), Timings::default());
     for (variant, planned) in program.variants.iter_mut().zip(planned) {
-        if variant.device != Target::Gpu.device() {
-            continue;
-        }
-        let job = |k: &Kernel| object::Job { kernel: k.clone(), tier: Tier::Sm90a };
+        let Target::Gpu(arch) = planned.target else { continue };
+        let job = |k: &Kernel| object::Job { kernel: k.clone(), tier: Tier::Gpu(arch) };
         let jobs: Vec<_> = planned.kernels.iter().map(job).collect();
         let (modules, more) = object::compile(&jobs, options).map_err(internal)?;
         timings.merge(&more);

@@ -8,7 +8,7 @@ mod common;
 use common::model;
 use golf_compiler::driver::planned;
 use golf_compiler::graph::ir::DType;
-use golf_compiler::kernel::gpu::SHARED_LIMIT;
+use golf_compiler::kernel::gpu::Arch;
 use golf_compiler::kernel::{self, Kernel, Target};
 use golf_compiler::mlir::object::{self, Job};
 use golf_compiler::mlir::ptxas::{self, Report};
@@ -32,12 +32,12 @@ struct Module {
 
 /// A program's GPU variant.
 fn plan(name: &str) -> Planned {
-    planned(&model(name, &[]), Target::Gpu, DType::Bf16).unwrap_or_else(|e| panic!("{name}: {e}"))
+    planned(&model(name, &[]), Target::Gpu(Arch::Sm90a), DType::Bf16).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// PTX of kernels, made anew.
 fn compile(kernels: &[Kernel], threads: usize) -> Vec<String> {
-    let jobs: Vec<Job> = kernels.iter().map(|k| Job { kernel: k.clone(), tier: Tier::Sm90a }).collect();
+    let jobs: Vec<Job> = kernels.iter().map(|k| Job { kernel: k.clone(), tier: Tier::Gpu(Arch::Sm90a) }).collect();
     let (texts, _) =
         object::compile(&jobs, &object::Options { threads, cache: None }).unwrap_or_else(|e| panic!("{e}"));
     texts.into_iter().map(|t| String::from_utf8(t).unwrap()).collect()
@@ -161,7 +161,7 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
                     say(&m.kernel.symbol(), format!("{bad} in its PTX"));
                 }
             }
-            for launch in Target::Gpu.launches(&m.kernel) {
+            for launch in Target::Gpu(Arch::Sm90a).launches(&m.kernel) {
                 let symbol = format!("{}_{}", m.kernel.symbol(), launch.entry);
                 let usage = report.kernels[&symbol];
                 let (_, grid) =
@@ -171,7 +171,7 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
                     say(&symbol, format!("{} registers for each of {} threads", usage.registers, grid.threads));
                 }
                 let shared = usage.shared + grid.shared;
-                if shared > SHARED_LIMIT {
+                if shared > Arch::Sm90a.shared_limit() {
                     say(&symbol, format!("{shared} bytes of shared memory"));
                 }
                 if usage.spills > spills(&m.kernel, launch.entry, launch.tasks) {

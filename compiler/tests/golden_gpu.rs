@@ -10,6 +10,7 @@ use golf_compiler::emulate::{self, Options};
 use golf_compiler::graph::interpret::Tensor;
 use golf_compiler::graph::ir::{BufferKind, DType};
 use golf_compiler::kernel::Target;
+use golf_compiler::kernel::gpu::Arch;
 use golf_compiler::optim::{Sizes, assemble};
 use golf_compiler::schedule::{self, schedule_with};
 
@@ -33,6 +34,10 @@ const S1016H: [&str; 14] = [
 
 #[test]
 fn the_emulated_step_is_the_published_one_within_its_own_rounding() {
+    step(Arch::Sm90a);
+}
+
+fn step(arch: Arch) {
     let case: serde_json::Value =
         serde_json::from_slice(&std::fs::read(repository("tests/golden/S1016h/case.json")).unwrap()).unwrap();
     let golden = safetensors("tests/golden/S1016h/forward_bf16.safetensors");
@@ -40,7 +45,7 @@ fn the_emulated_step_is_the_published_one_within_its_own_rounding() {
     let sizes = Sizes { ranks: 1, seq: 128, micro_rows: 1, window: 128, score_rows: 1, adapt_rows: 1, adapt: true };
     let a = assemble(&m, &sizes, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.message));
     let graph = a.graphs.iter().find(|g| g.name == "train.micro").unwrap();
-    let options = schedule::Options { target: Target::Gpu, ..Default::default() };
+    let options = schedule::Options { target: Target::Gpu(arch), ..Default::default() };
     let s = schedule_with(graph, &options).unwrap_or_else(|e| panic!("{e}"));
     let mut inputs = token_inputs(&safetensors("tests/golden/S1016h/tokens.safetensors")["tokens"]);
     inputs.extend(safetensors("tests/golden/S1016h/weights.safetensors"));
@@ -48,7 +53,7 @@ fn the_emulated_step_is_the_published_one_within_its_own_rounding() {
     for b in graph.buffers.iter().filter(|b| b.kind == BufferKind::Param) {
         assert!(inputs.contains_key(&b.name), "no weights for {}", b.name);
     }
-    let got = emulate::graph(&s, &inputs, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let got = emulate::graph(&s, arch, &inputs, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let nll = &got["nll"].data;
     let loss = nll.iter().sum::<f64>() / nll.len() as f64;
     let rule = &case["recommended_tolerances"]["bf16"];

@@ -103,7 +103,7 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
     write(emits, "kernels", || {
         let text = |k: &Kernel| format!("{}\n{}\n", k.symbol(), k.text());
         let mut all: String = b.kernels.iter().map(text).collect();
-        if let Ok(planned) = b.gpu() {
+        for (planned, _) in b.gpus().into_iter().flatten() {
             all += &format!("# {}\n", planned.target.device());
             all.extend(planned.launched().into_iter().map(text));
         }
@@ -111,7 +111,7 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
     })
 }
 
-/// Every kernel as MLIR, optimised LLVM IR or assembly, for the CPU's best tier and then the GPU; PTX is the GPU's assembly alone.
+/// Every kernel as MLIR, optimised LLVM IR or assembly, for the CPU's best tier and then the GPUs; PTX is the GPUs' assembly alone.
 #[cfg(feature = "mlir")]
 pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
     use crate::mlir::object::{Job, Text, text};
@@ -119,7 +119,8 @@ pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
     let of = |tier: Tier| move |kernel: &Kernel| Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
     let generated = b.kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
     let cpu: Vec<Job> = generated.map(of(Tier::Avx512Bf16)).collect();
-    let gpu: Vec<Job> = b.gpu().into_iter().flat_map(|p| &p.kernels).map(of(Tier::Sm90a)).collect();
+    let plans = b.gpus().into_iter().flatten();
+    let gpu: Vec<Job> = plans.flat_map(|(p, arch)| p.kernels.iter().map(of(Tier::Gpu(arch)))).collect();
     let all = || cpu.iter().chain(&gpu);
     let stages = [("mlir", Text::Mlir), ("llvm", Text::Llvm), ("asm", Text::Asm), ("ptx", Text::Asm)];
     for (stage, form) in stages {

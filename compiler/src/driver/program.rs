@@ -3,6 +3,7 @@
 //! *Takes* the model and its assembled graphs; *gives* the [`Program`] and the kernels to generate; *promises* that every graph was proven legal first.
 
 use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId, Op};
+use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, Target};
 use crate::lang::{Model, codes};
 use crate::optim::{self, Assembly, Sizes, Source};
@@ -25,10 +26,14 @@ pub(super) struct Built {
 }
 
 impl Built {
-    /// The plan for the GPU. Error: the program has none.
-    pub(super) fn gpu(&self) -> Result<&Planned, Error> {
-        let found = self.planned.iter().find(|p| p.target == Target::Gpu);
-        found.ok_or_else(|| Error::input("this program has no GPU plan: it computes in f32 only"))
+    /// The plans for GPUs. Error: the program has none.
+    pub(super) fn gpus(&self) -> Result<Vec<(&Planned, Arch)>, Error> {
+        let arch = |p: &'_ Planned| if let Target::Gpu(arch) = p.target { Some(arch) } else { None };
+        let found: Vec<_> = self.planned.iter().filter_map(|p| Some((p, arch(p)?))).collect();
+        match found.is_empty() {
+            true => Err(Error::input("this program has no GPU plan: it computes in f32 only")),
+            false => Ok(found),
+        }
     }
 }
 
@@ -119,7 +124,7 @@ fn micro_tokens(target: Target) -> usize {
     match target {
         Target::Cpu => 1024,
         // A published step's logical shard, 48 rows of 2,048: fills 132 multiprocessors and fits in memory.
-        Target::Gpu => 98_304,
+        Target::Gpu(_) => 98_304,
     }
 }
 
@@ -131,7 +136,7 @@ pub(super) fn sizes(model: &Model, target: Target) -> Sizes {
     let micro_rows = (1..=fit(t.seq as usize).min(rows)).rev().find(|n| rows % n == 0).unwrap_or(1);
     let window = e.window as usize;
     let adapt_rows = match (&e.adapt, target) {
-        (Some(a), Target::Gpu) => {
+        (Some(a), Target::Gpu(_)) => {
             (1..=fit(window).min(a.batch as usize)).rev().find(|n| a.batch as usize % n == 0).unwrap_or(1)
         }
         _ => 1,
@@ -162,7 +167,7 @@ impl Part {
     pub(super) fn new(model: &Model, target: Target, precision: DType) -> Result<Part, optim::Error> {
         let sizes = sizes(model, target);
         let mut assembly = optim::assemble(model, &sizes, precision)?;
-        if target == Target::Gpu {
+        if target != Target::Cpu {
             // Packing is the CPU's work, whatever trained.
             assembly.graphs.retain(|g| !g.name.starts_with("pack."));
         }
@@ -182,20 +187,20 @@ impl Part {
 /// Plans every part. A GPU's that cannot be planned is an error if the user asked for it; otherwise it is left out, and a note on stderr says why.
 pub(super) fn plan(model: &Model, parts: &mut Vec<Part>, gpu_by_name: bool) -> Result<Vec<Planned>, schedule::Error> {
     let mut planned = Vec::new();
-    let mut refused = None;
-    for (i, part) in parts.iter().enumerate() {
+    let mut kept = Vec::new();
+    for part in parts.drain(..) {
         match part.plan(model) {
-            Ok(p) => planned.push(p),
-            Err(why) if part.target == Target::Gpu && !gpu_by_name => {
+            Ok(p) => {
+                planned.push(p);
+                kept.push(part);
+            }
+            Err(why) if part.target != Target::Cpu && !gpu_by_name => {
                 eprintln!("note: no code for {}: {why} (--target cpu leaves it out)", part.target.device());
-                refused = Some(i);
             }
             Err(why) => return Err(why),
         }
     }
-    if let Some(i) = refused {
-        parts.remove(i);
-    }
+    *parts = kept;
     Ok(planned)
 }
 

@@ -8,18 +8,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::{Code, Options};
+use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, gpu};
 use crate::schedule::trial::{self, Trial};
 
 /// Compares a kernel's emulated GPU code with its reference. Gives the largest difference in units of the tolerance (at most 1).
-pub fn check(kernel: &Kernel, seed: u64) -> Result<f64, String> {
+pub fn check(kernel: &Kernel, arch: Arch, seed: u64) -> Result<f64, String> {
     let trial = Trial::new(kernel, seed)?;
-    compare(kernel, &trial, seed, Options::default().workers)
+    compare((kernel, arch), &trial, seed, Options::default().workers)
 }
 
-fn compare(kernel: &Kernel, trial: &Trial, seed: u64, workers: usize) -> Result<f64, String> {
+fn compare((kernel, arch): (&Kernel, Arch), trial: &Trial, seed: u64, workers: usize) -> Result<f64, String> {
     let describe = |what: String| format!("{what}\n{}", kernel.text());
-    let code = Code::of(kernel).map_err(|r| describe(r.to_string()))?;
+    let code = Code::of(kernel, arch).map_err(|r| describe(r.to_string()))?;
     let mut first: Option<Vec<Vec<u8>>> = None;
     let mut worst = 0f64;
     for (order, lazy) in [(0, false), (2 * seed + 1, true)] {
@@ -40,12 +41,12 @@ fn compare(kernel: &Kernel, trial: &Trial, seed: u64, workers: usize) -> Result<
 }
 
 /// What became of a kernel, as a line; true: it is wrong.
-fn line(kernel: &Kernel) -> (String, bool) {
-    let symbol = kernel.symbol();
-    if let Err(why) = gpu::check(kernel) {
+fn line(kernel: &Kernel, arch: Arch) -> (String, bool) {
+    let symbol = format!("{} {}", arch.name(), kernel.symbol());
+    if let Err(why) = gpu::check(arch, kernel) {
         return (format!("{symbol}: wrong: {why}"), true);
     }
-    let work: u64 = gpu::launches(kernel).iter().map(|l| l.flops.max(l.bytes)).sum();
+    let work: u64 = gpu::launches(arch, kernel).iter().map(|l| l.flops.max(l.bytes)).sum();
     if work > trial::limit(kernel) {
         return (
             format!("{symbol}: not checked, {} million operations are too many to emulate", work / 1_000_000),
@@ -54,7 +55,7 @@ fn line(kernel: &Kernel) -> (String, bool) {
     }
     match Trial::new(kernel, 1) {
         Err(why) => (format!("{symbol}: not checked, {why}"), false),
-        Ok(trial) => match compare(kernel, &trial, 1, 1) {
+        Ok(trial) => match compare((kernel, arch), &trial, 1, 1) {
             Ok(error) => (format!("{symbol}: right, largest error {error:.3} of what is allowed"), false),
             Err(what) => (format!("{symbol}: wrong: {what}"), true),
         },
@@ -63,8 +64,9 @@ fn line(kernel: &Kernel) -> (String, bool) {
 
 /// Checks kernels, several at a time; `report` gets a line for each, in order. Kernels that are too large to emulate are
 /// passed over and said to be. Error: how many are wrong.
-pub fn check_program(kernels: &[&Kernel], report: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let distinct: Vec<&Kernel> = kernels.iter().copied().filter(|k| !matches!(k, Kernel::Host(_))).collect();
+pub fn check_program(kernels: &[(&Kernel, Arch)], report: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let distinct: Vec<(&Kernel, Arch)> =
+        kernels.iter().copied().filter(|(k, _)| !matches!(k, Kernel::Host(_))).collect();
     let next = AtomicUsize::new(0);
     let (send, receive) = mpsc::channel();
     let mut wrong = 0;
@@ -74,9 +76,9 @@ pub fn check_program(kernels: &[&Kernel], report: &mut dyn FnMut(&str)) -> Resul
             scope.spawn(move || {
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(kernel) = distinct.get(position) else { break };
+                    let Some((kernel, arch)) = distinct.get(position) else { break };
                     // If nobody listens the result is of no use.
-                    let _ = send.send((position, line(kernel)));
+                    let _ = send.send((position, line(kernel, *arch)));
                 }
             });
         }

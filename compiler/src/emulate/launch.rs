@@ -20,6 +20,7 @@ use super::copy::Map;
 use super::lower::{Function, Lowered, lower};
 use super::memory::{Memory, Region, Window};
 use super::multiply::{Loops, Multiply, Unpack};
+use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, Launch, LaunchArg};
 use crate::mlir::emit::Unit;
 use crate::mlir::sys::Aligned;
@@ -91,10 +92,10 @@ impl From<Report> for String {
 }
 
 /// A kernel as the emitter writes it: MLIR in generic form.
-pub fn text(kernel: &Kernel) -> Result<String, String> {
+pub fn text(kernel: &Kernel, arch: Arch) -> Result<String, String> {
     let context = passes::context();
-    let unit = Unit::new(&context, Tier::Sm90a);
-    gpu::emit(&unit, &kernel.code())?;
+    let unit = Unit::new(&context, Tier::Gpu(arch));
+    gpu::emit(&unit, arch, &kernel.code())?;
     let module = unit.module();
     passes::verify(&context, &module)?;
     print(&module)
@@ -108,6 +109,7 @@ pub fn print(module: &Module) -> Result<String, String> {
 
 /// Code for this CPU.
 pub struct Code {
+    arch: Arch,
     functions: BTreeMap<String, Function>,
     sites: Vec<String>,
     engine: ExecutionEngine,
@@ -115,12 +117,12 @@ pub struct Code {
 
 impl Code {
     /// Compiles all functions of a kernel.
-    pub fn of(kernel: &Kernel) -> Result<Code, Report> {
-        text(kernel).and_then(|t| Code::of_text(&t)).map_err(Report::of)
+    pub fn of(kernel: &Kernel, arch: Arch) -> Result<Code, Report> {
+        text(kernel, arch).and_then(|t| Code::of_text(&t, arch)).map_err(Report::of)
     }
 
     /// Compiles a module in generic form.
-    pub fn of_text(generic: &str) -> Result<Code, String> {
+    pub fn of_text(generic: &str, arch: Arch) -> Result<Code, String> {
         let Lowered { text, functions, sites } = lower(generic)?;
         let context = passes::context();
         let mut module = passes::parse(&context, &text)?;
@@ -131,7 +133,7 @@ impl Code {
             unsafe { engine.register_symbol(name, address) };
         }
         let functions = functions.into_iter().map(|f| (f.symbol.clone(), f)).collect();
-        Ok(Code { functions, sites, engine })
+        Ok(Code { arch, functions, sites, engine })
     }
 
     fn loops(&self) -> Loops {
@@ -148,7 +150,7 @@ impl Code {
 
     /// Runs all launches of a kernel over its arguments, in place.
     pub fn run(&self, kernel: &Kernel, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
-        self.run_launches(kernel, &crate::kernel::gpu::launches(kernel), args, options)
+        self.run_launches(kernel, &crate::kernel::gpu::launches(self.arch, kernel), args, options)
     }
 
     /// Runs these launches instead of the kernel's own.
@@ -160,7 +162,9 @@ impl Code {
         options: &Options,
     ) -> Result<(), Report> {
         let mut buffers: Vec<Aligned> = args.iter().map(|a| Aligned::of(a)).collect();
-        buffers.extend(crate::kernel::gpu::temps(kernel).iter().map(|&bytes| Aligned::poisoned(bytes as usize)));
+        buffers.extend(
+            crate::kernel::gpu::temps(self.arch, kernel).iter().map(|&bytes| Aligned::poisoned(bytes as usize)),
+        );
         let code = kernel.code();
         for launch in launches {
             let symbol = gpu::symbol(&code, launch.entry);
@@ -209,7 +213,7 @@ impl Code {
         let refuse = |what: String| Report { symbol: symbol.into(), ..Report::of(format!("{symbol}: {what}")) };
         let function = self.functions.get(symbol).ok_or_else(|| refuse("is not in the module".into()))?;
         let grid = launch.gpu.as_ref().ok_or_else(|| refuse("has no grid".into()))?;
-        check_grid(launch, grid, function).map_err(refuse)?;
+        check_grid(launch, grid, function, self.arch).map_err(refuse)?;
         let mut regions = vec![];
         let mut pointers: Vec<usize> = vec![];
         for arg in &launch.args {
@@ -305,14 +309,14 @@ fn shorten(operation: &str) -> String {
     text
 }
 
-fn check_grid(launch: &Launch, grid: &Grid, function: &Function) -> Result<(), String> {
+fn check_grid(launch: &Launch, grid: &Grid, function: &Function, arch: Arch) -> Result<(), String> {
     if function.threads != grid.threads {
         return Err(format!("is launched with {} threads but written for {}", grid.threads, function.threads));
     }
     if grid.threads == 0 || grid.threads % 32 != 0 || grid.threads > 1024 {
         return Err(format!("has {} threads", grid.threads));
     }
-    if grid.shared > crate::kernel::gpu::SHARED_LIMIT {
+    if grid.shared > arch.shared_limit() {
         return Err(format!("has {} bytes of shared memory", grid.shared));
     }
     let given = launch.args.len() + grid.maps.len();
@@ -326,6 +330,6 @@ fn check_grid(launch: &Launch, grid: &Grid, function: &Function) -> Result<(), S
 }
 
 /// Compiles a kernel and runs all its launches over `args`, in place.
-pub fn run(kernel: &Kernel, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
-    Code::of(kernel)?.run(kernel, args, options)
+pub fn run(kernel: &Kernel, arch: Arch, args: &mut [Vec<u8>], options: &Options) -> Result<(), Report> {
+    Code::of(kernel, arch)?.run(kernel, args, options)
 }

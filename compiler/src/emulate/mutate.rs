@@ -12,6 +12,7 @@ use golf_runtime::plan::TensorMap;
 
 use super::launch::{Code, Options, text};
 use super::text::{Line, parse};
+use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, Launch, gpu};
 use crate::schedule::trial::Trial;
 
@@ -210,7 +211,7 @@ fn map_changes(map: &TensorMap) -> Vec<(String, TensorMap)> {
 
 /// Every mutant of a kernel.
 pub fn mutants(kernel: &Kernel) -> Result<Vec<Mutant>, String> {
-    let (whole, launches) = (text(kernel)?, gpu::launches(kernel));
+    let (whole, launches) = (text(kernel, Arch::Sm90a)?, gpu::launches(Arch::Sm90a, kernel));
     let lines: Vec<&str> = whole.lines().collect();
     let mut out = vec![];
     for (i, text) in lines.iter().enumerate() {
@@ -252,7 +253,7 @@ pub fn survey(kernel: &Kernel, seed: u64, step: usize) -> Result<Survey, String>
     let mut survey = Survey::default();
     for mutant in mutants(kernel)?.into_iter().step_by(step.max(1)) {
         survey.tried += 1;
-        let Ok(code) = Code::of_text(&mutant.text) else { continue };
+        let Ok(code) = Code::of_text(&mutant.text, Arch::Sm90a) else { continue };
         let noticed = [(0, false), (2 * seed + 1, true)].into_iter().any(|(order, lazy)| {
             let options = Options { seed: order, lazy, ..Options::default() };
             let mut args = trial.args.clone();

@@ -4,6 +4,7 @@ use golf_runtime::plan::{DType, Grid, TensorMap};
 
 use super::launch::print;
 use super::{Code, Options};
+use crate::kernel::gpu::Arch;
 use crate::mlir::emit::{Elem, Emit, F32, I32, I64, Ty, Unit, V};
 use crate::mlir::gpu::ops::*;
 use crate::mlir::{passes, tier::Tier};
@@ -11,12 +12,12 @@ use crate::mlir::{passes, tier::Tier};
 /// Compiles a kernel named `k`.
 fn code(args: usize, maps: usize, threads: u32, body: impl for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>])) -> Code {
     let context = passes::context();
-    let unit = Unit::new(&context, Tier::Sm90a);
+    let unit = Unit::new(&context, Tier::Gpu(Arch::Sm90a));
     declare_shared(&unit);
     unit.gpu_kernel("k", args, maps, threads, body);
     let module = unit.module();
     passes::verify(&context, &module).expect("verifies");
-    Code::of_text(&print(&module).expect("prints")).expect("compiles")
+    Code::of_text(&print(&module).expect("prints"), Arch::Sm90a).expect("compiles")
 }
 
 fn modes() -> Vec<Options> {

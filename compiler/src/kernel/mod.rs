@@ -42,8 +42,8 @@ pub struct Launch {
 pub enum Target {
     /// x86-64, all tiers.
     Cpu,
-    /// Hopper GPUs, `sm_90a`.
-    Gpu,
+    /// NVIDIA GPUs.
+    Gpu(gpu::Arch),
 }
 
 impl Target {
@@ -51,7 +51,7 @@ impl Target {
     pub fn device(self) -> &'static str {
         match self {
             Target::Cpu => "cpu",
-            Target::Gpu => "sm_90a",
+            Target::Gpu(arch) => arch.name(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Target {
     pub fn check(self, kernel: &Kernel) -> Result<(), String> {
         match self {
             Target::Cpu => kernel.check(),
-            Target::Gpu => gpu::check(kernel),
+            Target::Gpu(arch) => gpu::check(arch, kernel),
         }
     }
 
@@ -67,7 +67,7 @@ impl Target {
     pub fn launches(self, kernel: &Kernel) -> Vec<Launch> {
         match self {
             Target::Cpu => kernel.launches(),
-            Target::Gpu => gpu::launches(kernel),
+            Target::Gpu(arch) => gpu::launches(arch, kernel),
         }
     }
 
@@ -75,7 +75,7 @@ impl Target {
     pub fn temps(self, kernel: &Kernel) -> Vec<u64> {
         match self {
             Target::Cpu => kernel.temps(),
-            Target::Gpu => gpu::temps(kernel),
+            Target::Gpu(arch) => gpu::temps(arch, kernel),
         }
     }
 }

@@ -418,14 +418,14 @@ impl<'c> Emit<'c> {
     }
     /// The larger; `a` on ties and when either is NaN. On a GPU, f32: one instruction, NaN when either is NaN.
     pub fn max(&self, a: V<'c>, b: V<'c>) -> V<'c> {
-        if self.tier == Tier::Sm90a && a.ty.elem == Elem::F32 {
+        if self.tier.is_gpu() && a.ty.elem == Elem::F32 {
             return self.simple("llvm.intr.maximum", &[a, b], a.ty);
         }
         self.select(self.cmp(Cmp::Gt, b, a), b, a)
     }
     /// The smaller; `a` on ties and when either is NaN. On a GPU, f32: one instruction, NaN when either is NaN.
     pub fn min(&self, a: V<'c>, b: V<'c>) -> V<'c> {
-        if self.tier == Tier::Sm90a && a.ty.elem == Elem::F32 {
+        if self.tier.is_gpu() && a.ty.elem == Elem::F32 {
             return self.simple("llvm.intr.minimum", &[a, b], a.ty);
         }
         self.select(self.cmp(Cmp::Lt, b, a), b, a)
@@ -542,7 +542,7 @@ impl<'c> Emit<'c> {
     /// f32 to bf16, nearest even, NaN stays NaN. Where the tier has an instruction it is used for vectors (it flushes subnormals).
     pub fn to_bf16(&self, a: V<'c>) -> V<'c> {
         assert_eq!(a.ty.elem, Elem::F32, "operand of to_bf16");
-        if self.tier == Tier::Sm90a || self.tier == Tier::Avx512Bf16 && a.ty.lanes >= 16 {
+        if self.tier.is_gpu() || self.tier == Tier::Avx512Bf16 && a.ty.lanes >= 16 {
             return self.narrow(a, Elem::Bf16);
         }
         let ty = a.ty.with(Elem::I32);

@@ -172,7 +172,7 @@ pub fn text(job: &Job, stage: Text) -> Result<String, String> {
 fn emit<'c>(context: &'c Context, job: &Job) -> Result<melior::ir::Module<'c>, String> {
     let unit = Unit::new(context, job.tier);
     match job.tier {
-        Tier::Sm90a => gpu::emit(&unit, &job.kernel)?,
+        Tier::Gpu(arch) => gpu::emit(&unit, arch, &job.kernel)?,
         Tier::V3 | Tier::Avx512Bf16 => cpu::emit(&unit, &job.kernel, job.tier)?,
     }
     let module = unit.module();
@@ -199,7 +199,7 @@ fn lower_and_emit(
     let mut llvm = timings.stage("translate", || Llvm::translate(module, name, machine))?;
     timings.stage("llvm", || llvm.optimize(machine, LLVM_PASSES))?;
     // The GPU's code is PTX, a text.
-    let file = if tier == Tier::Sm90a { File::Assembly } else { File::Object };
+    let file = if tier.is_gpu() { File::Assembly } else { File::Object };
     timings.stage("codegen", || llvm.emit(machine, file))
 }
 

@@ -77,5 +77,5 @@ pub fn run(context: &Context, module: &mut Module, pipeline: &str) -> Result<(),
 
 /// Lowers a kernel module to the LLVM dialect (and, for a GPU, its intrinsics).
 pub fn lower(context: &Context, module: &mut Module, tier: Tier) -> Result<(), String> {
-    run(context, module, if tier == Tier::Sm90a { GPU } else { CPU })
+    run(context, module, if tier.is_gpu() { GPU } else { CPU })
 }

@@ -37,13 +37,19 @@ pub fn find() -> Option<PathBuf> {
     named.or_else(|| std::env::split_paths(&paths).map(|d| d.join("ptxas")).find(|p| p.is_file()))
 }
 
-/// Assembles for `sm_90a`. Error: what the assembler says.
+/// Assembles for the device that the text names. Error: what the assembler says.
 pub fn assemble(ptxas: &Path, ptx: &str) -> Result<Report, String> {
+    let target = ptx.lines().find_map(|l| l.trim().strip_prefix(".target")).map_or("", str::trim);
+    assemble_for(ptxas, target, ptx)
+}
+
+/// Assembles for a device, `sm_100` for example: the text's own or a later one.
+pub fn assemble_for(ptxas: &Path, device: &str, ptx: &str) -> Result<Report, String> {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
     let file = std::env::temp_dir().join(format!("golf-ptxas-{}-{n}.ptx", std::process::id()));
     std::fs::write(&file, ptx).map_err(|e| format!("{}: {e}", file.display()))?;
-    let output = Command::new(ptxas).args(["-arch=sm_90a", "-v", "-o", "/dev/null"]).arg(&file).output();
+    let output = Command::new(ptxas).arg(format!("-arch={device}")).args(["-v", "-o", "/dev/null"]).arg(&file).output();
     let _ = std::fs::remove_file(&file);
     let output = output.map_err(|e| format!("{}: {e}", ptxas.display()))?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);

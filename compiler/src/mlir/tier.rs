@@ -1,4 +1,4 @@
-//! Device kinds an executable carries code for: two kinds of x86-64 and the GPU.
+//! Device kinds an executable carries code for: kinds of x86-64 and of GPUs.
 //!
 //! *Takes* nothing; *gives* names, LLVM CPU strings and what this host can run; *promises* that f32 arithmetic has the same bits on every
 //! tier (FMA only where written, no contraction, 16 virtual lanes), so only kernels with bf16 products or results differ.
@@ -6,6 +6,7 @@
 use super::sys::Machine;
 use crate::graph::ir::DType;
 use crate::kernel::Kernel;
+use crate::kernel::gpu::Arch;
 
 /// A device kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,20 +15,25 @@ pub enum Tier {
     V3,
     /// AVX-512 with `vdpbf16ps` (Zen 4, Cooper Lake, Sapphire Rapids and later).
     Avx512Bf16,
-    /// Hopper GPUs: warpgroup products, bulk copies. Its code is PTX, never linked, and its plan a variant of its own.
-    Sm90a,
+    /// NVIDIA GPUs. Their code is PTX, never linked, and their plans are variants of their own.
+    Gpu(Arch),
 }
 
 impl Tier {
     /// The CPU's tiers, best last, as the plan lists them.
     pub const ALL: [Tier; 2] = [Tier::V3, Tier::Avx512Bf16];
 
+    /// Whether this is a kind of GPU.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Tier::Gpu(_))
+    }
+
     /// Name in the plan, in `--isa` and in ledgers.
     pub fn name(self) -> &'static str {
         match self {
             Tier::V3 => "cpu-v3",
             Tier::Avx512Bf16 => "cpu-avx512bf16",
-            Tier::Sm90a => "sm_90a",
+            Tier::Gpu(arch) => arch.name(),
         }
     }
 
@@ -36,7 +42,7 @@ impl Tier {
         match self {
             Tier::V3 => "v3",
             Tier::Avx512Bf16 => "avx512bf16",
-            Tier::Sm90a => "sm_90a",
+            Tier::Gpu(arch) => arch.name(),
         }
     }
 
@@ -46,7 +52,9 @@ impl Tier {
             Tier::V3 => ("x86-64-v3", ""),
             Tier::Avx512Bf16 => ("x86-64-v4", "+avx512bf16"),
             // PTX 8.6: Hopper is complete in it, and drivers of CUDA 12.7 and later take it.
-            Tier::Sm90a => ("sm_90a", "+ptx86"),
+            Tier::Gpu(Arch::Sm90a) => (Arch::Sm90a.name(), "+ptx86"),
+            // PTX 8.0: what drivers of CUDA 12.0 take, the oldest that are used.
+            Tier::Gpu(Arch::Sm80) => (Arch::Sm80.name(), "+ptx80"),
         }
     }
 
@@ -57,7 +65,7 @@ impl Tier {
             Tier::V3 => &[],
             // LLVM prefers 256-bit registers unless told; the kernels are written for 512.
             Tier::Avx512Bf16 => &[("prefer-vector-width", "512"), ("min-legal-vector-width", "512")],
-            Tier::Sm90a => return Machine::nvptx(cpu, features),
+            Tier::Gpu(_) => return Machine::nvptx(cpu, features),
         };
         Machine::x86(cpu, features, attributes)
     }
@@ -77,13 +85,13 @@ impl Tier {
                     && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512dq")
             }
-            Tier::Sm90a => false,
+            Tier::Gpu(_) => false,
         }
     }
 
     /// The tier whose code `kernel` uses on `self`: kernels without bf16 products or results are compiled once, for v3, and serve both.
     pub fn of_kernel(self, kernel: &Kernel) -> Tier {
-        if self == Tier::Sm90a {
+        if self.is_gpu() {
             return self;
         }
         let own = match kernel {

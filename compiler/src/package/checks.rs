@@ -1,10 +1,11 @@
 //! `--emit-check`: an executable that tries every kernel of a GPU plan where it runs.
 //!
-//! *Takes* a [`Planned`] for a GPU; *gives* the executable; *promises* that it holds each distinct kernel that is small enough for the f64 reference,
+//! *Takes* a [`Planned`] for a kind of GPU; *gives* the executable; *promises* that it holds each distinct kernel that is small enough for the f64 reference,
 //! and says how many were not. Use it on a program made small with `--set`: kernels are the same code at smaller extents.
 
 use super::{escaped, internal, link_objects, unpack_runtime};
-use crate::kernel::{Kernel, Target};
+use crate::kernel::Kernel;
+use crate::kernel::gpu::Arch;
 use crate::mlir::object::{self, Job, Options, Timings};
 use crate::mlir::sys::{File, Llvm};
 use crate::mlir::tier::Tier;
@@ -21,11 +22,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const SEED: u64 = 1;
 
 /// Makes trials of the distinct kernels of `planned` and links them to `out`. Gives how many kernels are tried and how many were too large.
-pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> Result<((usize, usize), Timings)> {
+pub fn link(
+    (planned, arch): (&Planned, Arch),
+    program: &str,
+    out: &Path,
+    options: &Options,
+) -> Result<((usize, usize), Timings)> {
     let distinct = planned.launched();
     let all = distinct.len();
     let small = |k: &&Kernel| {
-        let flops: u64 = Target::Gpu.launches(k).iter().map(|l| l.flops).sum();
+        let flops: u64 = planned.target.launches(k).iter().map(|l| l.flops).sum();
         flops > 0 && flops <= trial::limit(k)
     };
     let kept: Vec<&Kernel> = distinct.into_iter().filter(small).collect();
@@ -37,7 +43,7 @@ pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> 
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(kernel) = kept.get(i) else { break };
-                    let made = Trial::new(kernel, SEED).map(|t| t.pack(kernel, Target::Gpu, (SEED, 0)));
+                    let made = Trial::new(kernel, SEED).map(|t| t.pack(kernel, planned.target, (SEED, 0)));
                     trials.lock().expect("no thread panics while adding a trial").push((i, made));
                 }
             });
@@ -51,7 +57,7 @@ pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> 
         let Ok(mut trial) = made else { continue };
         let code = kept[i].code();
         let module = jobs.iter().position(|j: &Job| j.kernel == code).unwrap_or_else(|| {
-            jobs.push(Job { kernel: code, tier: Tier::Sm90a });
+            jobs.push(Job { kernel: code, tier: Tier::Gpu(arch) });
             jobs.len() - 1
         });
         trial.calls.iter_mut().for_each(|c| c.grid.module = module as u32);
@@ -63,7 +69,7 @@ pub fn link(planned: &Planned, program: &str, out: &Path, options: &Options) -> 
     let trials = Trials {
         version: PLAN_VERSION,
         program: program.to_string(),
-        device: Target::Gpu.device().to_string(),
+        device: arch.name().to_string(),
         modules: modules.into_iter().map(text).collect::<Result<_>>()?,
         trials: list,
     };

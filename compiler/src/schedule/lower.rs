@@ -96,7 +96,7 @@ pub(super) fn partial_tasks(target: crate::kernel::Target) -> usize {
     match target {
         crate::kernel::Target::Cpu => 64,
         // Several blocks on each of 132 multiprocessors.
-        crate::kernel::Target::Gpu => 1024,
+        crate::kernel::Target::Gpu(_) => 1024,
     }
 }
 

@@ -284,7 +284,7 @@ impl Planner {
         let spans = Spans::of(s, &temps);
         let (offsets, total) = match self.target {
             Target::Cpu => memory::place(&spans.blocks),
-            Target::Gpu => memory::place_apart(&spans.blocks, APART),
+            Target::Gpu(_) => memory::place_apart(&spans.blocks, APART),
         };
         let scratch = |i: usize| Place { segment: Segment::Scratch, offset: offsets[i] };
         let mut calls = Vec::new();
@@ -333,7 +333,7 @@ impl Planner {
                 calls.push(Call { kernel, tasks: launch.tasks, args, after });
             }
         }
-        if self.target == Target::Gpu {
+        if self.target != Target::Cpu {
             bounds.push(calls.len() as u32);
             for (i, before) in depend::after(&touches).into_iter().enumerate() {
                 // The last launch of each step that this one waits for.

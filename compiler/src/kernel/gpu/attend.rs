@@ -16,7 +16,7 @@
 
 use golf_runtime::plan::{DType as PlanType, Grid, TensorMap};
 
-use super::SHARED_LIMIT;
+use super::Arch;
 use crate::graph::ir::DType;
 use crate::graph::ops::visible_pairs;
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
@@ -260,7 +260,7 @@ fn statistics_map(k: &AttendKernel, arg: usize, rows: usize) -> TensorMap {
 }
 
 fn launch(entry: &'static str, blocks: usize, args: Vec<LaunchArg>, (flops, bytes): (u64, u64), gpu: Grid) -> Launch {
-    debug_assert!(gpu.shared <= SHARED_LIMIT, "shared memory of {entry}: {}", gpu.shared);
+    debug_assert!(gpu.shared <= Arch::Sm90a.shared_limit(), "shared memory of {entry}: {}", gpu.shared);
     Launch { entry, tasks: blocks as u32, args, scratch: 0, flops, bytes, gpu: Some(gpu) }
 }
 

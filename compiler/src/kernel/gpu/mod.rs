@@ -1,7 +1,7 @@
 //! What kernel descriptions mean on a GPU: launches, grids, tensor maps, temporaries.
 //!
-//! *Takes* a [`Kernel`]; *gives* its launches on `sm_90a`; *promises* that the emitters in `mlir::gpu` write exactly these functions, with
-//! these parameters. One module per family; nothing here needs MLIR.
+//! *Takes* a [`Kernel`] and an [`Arch`]; *gives* its launches; *promises* that the emitters in `mlir::gpu` write exactly these functions, with
+//! these parameters. One module per family; nothing here needs MLIR. Row kernels and scatter-add are the same on every GPU.
 
 pub mod attend;
 pub mod gemm;
@@ -10,38 +10,75 @@ pub mod scatter;
 
 use super::{Kernel, Launch};
 
-/// Largest dynamic shared memory of one block, bytes.
-pub const SHARED_LIMIT: u32 = 227 << 10;
+/// What the GPU's code may use. The names are the assembler's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Arch {
+    /// Hopper: bulk copies and products of warpgroups. Runs on devices of capability 9.0 only.
+    Sm90a,
+    /// Ampere and all later devices: products of warps. Where it runs the driver assembles it for the device it finds.
+    Sm80,
+}
 
-/// Says why no emitter would take a kernel.
-pub fn check(kernel: &Kernel) -> Result<(), String> {
-    match kernel {
-        Kernel::Row(k) => row::check(k),
-        Kernel::Gemm(k) => gemm::check(k),
-        Kernel::Attend(k) => attend::check(k),
-        Kernel::Scatter(k) => scatter::check(k),
-        Kernel::Host(k) => Err(format!("{:?} is a routine of the CPU", k.builtin)),
+impl Arch {
+    /// All kinds, the best for a device that runs several first.
+    pub const ALL: [Arch; 2] = [Arch::Sm90a, Arch::Sm80];
+
+    /// Name in `--target`, in the plan and in ledgers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Sm90a => "sm_90a",
+            Arch::Sm80 => "sm_80",
+        }
+    }
+
+    /// Largest dynamic shared memory of one block, bytes; of [`Arch::Sm80`] that of the smallest device (capabilities 8.6, 8.9, 12.0).
+    pub fn shared_limit(self) -> u32 {
+        match self {
+            Arch::Sm90a => 227 << 10,
+            Arch::Sm80 => 99 << 10,
+        }
     }
 }
 
+/// Says why no emitter would take a kernel.
+pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
+    match (kernel, arch) {
+        (Kernel::Row(k), _) => row::check(k)?,
+        (Kernel::Gemm(k), Arch::Sm90a) => gemm::check(k)?,
+        (Kernel::Attend(k), Arch::Sm90a) => attend::check(k)?,
+        (Kernel::Gemm(_), Arch::Sm80) => return Err("contractions are generated for sm_90a only".into()),
+        (Kernel::Attend(_), Arch::Sm80) => return Err("attention is generated for sm_90a only".into()),
+        (Kernel::Scatter(k), _) => scatter::check(k)?,
+        (Kernel::Host(k), _) => return Err(format!("{:?} is a routine of the CPU", k.builtin)),
+    }
+    let (limit, name) = (arch.shared_limit(), arch.name());
+    let most = launches(arch, kernel).iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.shared).max().unwrap_or(0);
+    if most > limit {
+        return Err(format!("a block needs {most} bytes of shared memory; {name} has {limit}"));
+    }
+    Ok(())
+}
+
 /// The generated functions, in launch order.
-pub fn launches(kernel: &Kernel) -> Vec<Launch> {
-    match kernel {
-        Kernel::Row(k) => row::launches(k),
-        Kernel::Gemm(k) => gemm::launches(k),
-        Kernel::Attend(k) => attend::launches(k),
-        Kernel::Scatter(k) => scatter::launches(k),
-        Kernel::Host(_) => Vec::new(),
+pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
+    match (kernel, arch) {
+        (Kernel::Row(k), _) => row::launches(k),
+        (Kernel::Gemm(k), Arch::Sm90a) => gemm::launches(k),
+        (Kernel::Attend(k), Arch::Sm90a) => attend::launches(k),
+        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Vec::new(),
+        (Kernel::Scatter(k), _) => scatter::launches(k),
+        (Kernel::Host(_), _) => Vec::new(),
     }
 }
 
 /// Bytes of each temporary.
-pub fn temps(kernel: &Kernel) -> Vec<u64> {
-    match kernel {
-        Kernel::Gemm(k) => gemm::temps(k),
-        Kernel::Attend(k) => attend::temps(k),
-        Kernel::Row(k) => row::temps(k),
-        Kernel::Scatter(k) => scatter::temps(k),
-        Kernel::Host(_) => Vec::new(),
+pub fn temps(arch: Arch, kernel: &Kernel) -> Vec<u64> {
+    match (kernel, arch) {
+        (Kernel::Gemm(k), Arch::Sm90a) => gemm::temps(k),
+        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Vec::new(),
+        (Kernel::Attend(k), Arch::Sm90a) => attend::temps(k),
+        (Kernel::Row(k), _) => row::temps(k),
+        (Kernel::Scatter(k), _) => scatter::temps(k),
+        (Kernel::Host(_), _) => Vec::new(),
     }
 }

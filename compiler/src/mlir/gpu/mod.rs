@@ -1,4 +1,4 @@
-//! GPU kernel emitters, one module per family, for Hopper (`sm_90a`).
+//! GPU kernel emitters, one module per family.
 //!
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`] as `nvvm`, `llvm`, `scf`, `arith` operations; *promises* the functions
 //! that [`crate::kernel::gpu`] lists, named by [`symbol`], and MLIR that means the same on the emulator and on the hardware.
@@ -13,6 +13,7 @@ mod tests;
 
 use super::emit::Unit;
 use crate::kernel::Kernel;
+use crate::kernel::gpu::Arch;
 
 /// Entry of one launch of a kernel in its PTX.
 pub fn symbol(kernel: &Kernel, entry: &str) -> String {
@@ -20,13 +21,14 @@ pub fn symbol(kernel: &Kernel, entry: &str) -> String {
 }
 
 /// Emits every function of a kernel.
-pub fn emit(unit: &Unit, kernel: &Kernel) -> Result<(), String> {
+pub fn emit(unit: &Unit, arch: Arch, kernel: &Kernel) -> Result<(), String> {
     let name = |entry: &str| symbol(kernel, entry);
-    match kernel {
-        Kernel::Attend(k) => attend::emit(unit, k, &name),
-        Kernel::Gemm(k) => gemm::emit(unit, k, &name),
-        Kernel::Row(k) => row::emit(unit, k, &name),
-        Kernel::Scatter(k) => scatter::emit(unit, k, &name),
-        Kernel::Host(builtin) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
+    match (kernel, arch) {
+        (Kernel::Attend(k), Arch::Sm90a) => attend::emit(unit, k, &name),
+        (Kernel::Gemm(k), Arch::Sm90a) => gemm::emit(unit, k, &name),
+        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Err("generated for sm_90a only".into()),
+        (Kernel::Row(k), _) => row::emit(unit, k, &name),
+        (Kernel::Scatter(k), _) => scatter::emit(unit, k, &name),
+        (Kernel::Host(builtin), _) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
     }
 }

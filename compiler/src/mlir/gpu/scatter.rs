@@ -1,4 +1,4 @@
-//! Scatter-add for `sm_90a`.
+//! Scatter-add for GPUs.
 //!
 //! *Takes* a [`Scatter`]; *gives* the functions of [`crate::kernel::gpu::scatter::launches`]; *promises* the order of additions stated there, no atomics, and indices
 //! clamped into the table.
@@ -264,13 +264,14 @@ mod tests {
     use super::*;
     use crate::emulate;
     use crate::kernel::Kernel;
+    use crate::kernel::gpu::Arch;
     use crate::kernel::row::run::{read, write};
     use crate::mlir::object::{Job, Text, text};
     use crate::mlir::tests::Random;
     use crate::mlir::tier::Tier;
 
     fn of(k: Scatter, stage: Text) -> String {
-        let job = Job { kernel: Kernel::Scatter(k), tier: Tier::Sm90a };
+        let job = Job { kernel: Kernel::Scatter(k), tier: Tier::Gpu(Arch::Sm90a) };
         let symbol = job.kernel.symbol();
         text(&job, stage).unwrap().replace(&symbol, "scatter")
     }
@@ -329,7 +330,7 @@ mod tests {
                 write(&mut expected, DType::F32, i, if k.accumulate { old + sum } else { sum } as f64).unwrap();
             }
             let kernel = Kernel::Scatter(k.clone());
-            let code = emulate::Code::of(&kernel).unwrap();
+            let code = emulate::Code::of(&kernel, Arch::Sm90a).unwrap();
             for seed in [0, 7] {
                 let mut got = args.clone();
                 let options = emulate::Options { seed, lazy: seed > 0, ..Default::default() };

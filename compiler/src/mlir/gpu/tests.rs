@@ -1,17 +1,17 @@
 //! The builder's operations: they verify, lower to PTX, and `ptxas` takes it where there is one.
 
 use super::ops::*;
-use crate::kernel::gpu::SHARED_LIMIT;
+use crate::kernel::gpu::Arch;
 use crate::mlir::emit::{Elem, Emit, F32, I32, I64, Ty, Unit, V};
 use crate::mlir::{object, passes, tier::Tier};
 
 /// PTX of a hand-written kernel.
 fn ptx(args: usize, maps: usize, threads: u32, body: impl for<'a> FnOnce(&Emit<'a>, &[V<'a>], &[V<'a>])) -> String {
     let context = passes::context();
-    let unit = Unit::new(&context, Tier::Sm90a);
+    let unit = Unit::new(&context, Tier::Gpu(Arch::Sm90a));
     declare_shared(&unit);
     unit.gpu_kernel("kernel", args, maps, threads, body);
-    let bytes = object::compile_unit(&context, unit, "kernel", Tier::Sm90a).expect("compiles");
+    let bytes = object::compile_unit(&context, unit, "kernel", Tier::Gpu(Arch::Sm90a)).expect("compiles");
     String::from_utf8(bytes).expect("ptx is text")
 }
 
@@ -99,5 +99,5 @@ fn a_tile_by_tma_and_wgmma() {
             ".extern .shared .align 1024",
         ],
     );
-    const { assert!(SHARED_LIMIT == 232448) };
+    assert_eq!(Arch::Sm90a.shared_limit(), 232448);
 }

@@ -102,7 +102,7 @@ impl Layout {
         while layout.shared() > COMFORTABLE && layout.threads > layout.team {
             layout.threads = (layout.threads / layout.team).div_ceil(2) * layout.team;
         }
-        if layout.shared() > super::SHARED_LIMIT as usize {
+        if layout.shared() > super::Arch::Sm90a.shared_limit() as usize {
             return Err(format!("a row needs {} bytes of shared memory", layout.shared()));
         }
         Ok(layout)

@@ -3,6 +3,7 @@
 use crate::emulate::{Code, Options};
 use crate::graph::ir::{Bits, DType};
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
+use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, Target, plan_dtype};
 use crate::mlir::object::{self, Job};
 use crate::mlir::{ptxas, tier::Tier};
@@ -67,7 +68,7 @@ fn emulated(pass: Pass) {
     for (i, c) in CASES.into_iter().enumerate() {
         let kernel = kernel(c, pass);
         let trial = Trial::new(&kernel, 1 + i as u64).unwrap();
-        let code = Code::of(&kernel).unwrap_or_else(|r| panic!("{r}"));
+        let code = Code::of(&kernel, Arch::Sm90a).unwrap_or_else(|r| panic!("{r}"));
         let run = |seed, lazy| {
             let mut args = trial.args.clone();
             let options = Options { seed, lazy, ..Options::default() };
@@ -110,7 +111,7 @@ fn backward_in_the_emulator() {
 }
 
 fn ptx(kernel: &Kernel) -> String {
-    let jobs = [Job { kernel: kernel.clone(), tier: Tier::Sm90a }];
+    let jobs = [Job { kernel: kernel.clone(), tier: Tier::Gpu(Arch::Sm90a) }];
     let (mut all, _) = object::compile(&jobs, &object::Options { threads: 1, cache: None }).expect("compiles");
     String::from_utf8(all.remove(0)).expect("ptx is text")
 }
@@ -127,7 +128,7 @@ fn ptxas_finds_nothing_to_say() {
             let c = Case { batch: 4, time: 2048, kv: 4, group: 2, dim, causal: true, window: None };
             let kernel = kernel(c, pass);
             let report = ptxas::assemble(&assembler, &ptx(&kernel)).unwrap_or_else(|e| panic!("{e}"));
-            assert_eq!(report.kernels.len(), Target::Gpu.launches(&kernel).len());
+            assert_eq!(report.kernels.len(), Target::Gpu(Arch::Sm90a).launches(&kernel).len());
             for (name, usage) in &report.kernels {
                 assert_eq!((usage.spills, usage.stack), (0, 0), "{name}, head dimension {dim}");
             }
@@ -159,7 +160,7 @@ fn unsupported_forms_say_so() {
     let refusal = |change: &dyn Fn(&mut AttendKernel)| {
         let Kernel::Attend(mut k) = kernel(CASES[0], Pass::Backward) else { unreachable!() };
         change(&mut k);
-        Target::Gpu.check(&Kernel::Attend(k)).expect_err("refused")
+        Target::Gpu(Arch::Sm90a).check(&Kernel::Attend(k)).expect_err("refused")
     };
     assert!(refusal(&|k| k.document = true).contains("document"));
     assert!(refusal(&|k| k.dtype = DType::F32).contains("--precision bf16"));

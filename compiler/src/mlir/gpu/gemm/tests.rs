@@ -10,6 +10,7 @@ use crate::emulate::{Code, Options};
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph};
 use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
+use crate::kernel::gpu::Arch;
 use crate::kernel::gpu::gemm::forced::{self, Cut};
 use crate::kernel::gpu::gemm::{Plan, TILES};
 use crate::kernel::{Kernel, Target};
@@ -83,9 +84,9 @@ fn emulate(g: &Gemm, cut: Option<Cut>) {
     let kernel = Kernel::Gemm(g.clone());
     let what = || format!("{cut:?}\n{}", kernel.text());
     forced::with(cut, || {
-        Target::Gpu.check(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        Target::Gpu(Arch::Sm90a).check(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
         let trial = Trial::new(&kernel, 1).unwrap_or_else(|e| panic!("{e}\n{}", what()));
-        let code = Code::of(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        let code = Code::of(&kernel, Arch::Sm90a).unwrap_or_else(|e| panic!("{e}\n{}", what()));
         for (seed, lazy) in [(0, false), (1, true)] {
             let mut args = trial.args.clone();
             let options = Options { seed, lazy, workers: 1 };
@@ -189,7 +190,7 @@ fn symmetric_products_read_one_operand() {
     g.symmetric = true;
     (g.a.dtype, g.b.dtype) = (DType::F32, DType::F32);
     emulate(&g, None);
-    let launches = Target::Gpu.launches(&Kernel::Gemm(g));
+    let launches = Target::Gpu(Arch::Sm90a).launches(&Kernel::Gemm(g));
     assert_eq!(launches.iter().map(|l| l.entry).collect::<Vec<_>>(), ["cast_a", "main"]);
 }
 
@@ -276,17 +277,17 @@ fn plans_fill_the_machine() {
 fn what_cannot_be_emitted_is_refused() {
     let mut g = gemm(1, (64, 64, 64), (true, true), DType::F32);
     g.compute = DType::F32;
-    let why = Target::Gpu.check(&Kernel::Gemm(g.clone())).unwrap_err();
+    let why = Target::Gpu(Arch::Sm90a).check(&Kernel::Gemm(g.clone())).unwrap_err();
     assert!(why.contains("products of f32"), "{why}");
     g.compute = DType::Bf16;
     g.accumulate = true;
-    let why = Target::Gpu.check(&Kernel::Gemm(g)).unwrap_err();
+    let why = Target::Gpu(Arch::Sm90a).check(&Kernel::Gemm(g)).unwrap_err();
     assert!(why.contains("bare sum"), "{why}");
 }
 
 /// PTX of a kernel and what the assembler says of it, if there is one.
 fn assembled(g: &Gemm) -> (String, Option<ptxas::Report>) {
-    let ptx = object::text(&Job { kernel: Kernel::Gemm(g.clone()), tier: Tier::Sm90a }, Text::Asm).unwrap();
+    let ptx = object::text(&Job { kernel: Kernel::Gemm(g.clone()), tier: Tier::Gpu(Arch::Sm90a) }, Text::Asm).unwrap();
     let report = ptxas::find().map(|path| ptxas::assemble(&path, &ptx).unwrap_or_else(|e| panic!("{e}")));
     (ptx, report)
 }
@@ -348,7 +349,7 @@ fn reads_like_a_pipeline() {
     let text = forced::with(cut(4, 2, 2), || {
         let kernel = Kernel::Gemm(g);
         let symbol = kernel.symbol();
-        object::text(&Job { kernel, tier: Tier::Sm90a }, Text::Mlir).unwrap().replace(&symbol, "gemm")
+        object::text(&Job { kernel, tier: Tier::Gpu(Arch::Sm90a) }, Text::Mlir).unwrap().replace(&symbol, "gemm")
     });
     insta::assert_snapshot!("gemm", text);
 }

@@ -1,4 +1,4 @@
-//! Row kernels for `sm_90a`: loop programs spread over the threads of blocks.
+//! Row kernels for GPUs: loop programs spread over the threads of blocks.
 //!
 //! *Takes* a [`Row`]; *gives* its function; *promises* the loop program's values up to the order of sums, which is fixed by the geometry
 //! ([`Layout`]), and that memory outside of the addressed elements is not touched.

@@ -3,6 +3,7 @@
 use crate::emulate;
 use crate::graph::ir::DType;
 use crate::kernel::Kernel;
+use crate::kernel::gpu::Arch;
 use crate::kernel::gpu::row::Layout;
 use crate::kernel::row::lower::lower;
 use crate::kernel::row::random;
@@ -12,7 +13,7 @@ use crate::mlir::ptxas;
 use crate::mlir::tier::Tier;
 
 fn text(sample: &Sample, stage: Text) -> String {
-    let job = Job { kernel: Kernel::Row(sample.row.clone()), tier: Tier::Sm90a };
+    let job = Job { kernel: Kernel::Row(sample.row.clone()), tier: Tier::Gpu(Arch::Sm90a) };
     let symbol = job.kernel.symbol();
     let text = object::text(&job, stage).unwrap_or_else(|why| panic!("{}: {why}", sample.name));
     text.replace(&symbol, "row")
@@ -68,7 +69,7 @@ fn sums_over_rows_wait_for_all_teams() {
 fn emulate(samples: &[Sample]) {
     for s in samples {
         let kernel = Kernel::Row(s.row.clone());
-        let code = emulate::Code::of(&kernel).unwrap_or_else(|why| panic!("{}: {why}", s.name));
+        let code = emulate::Code::of(&kernel, Arch::Sm90a).unwrap_or_else(|why| panic!("{}: {why}", s.name));
         let before = s.memory(3);
         let run = |seed| {
             let mut after = before.clone();
