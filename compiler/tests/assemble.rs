@@ -81,8 +81,6 @@ fn spills(kernel: &Kernel, entry: &str, blocks: u32) -> u32 {
     match (kernel, entry) {
         // One block per step, which updates all small parameters of the program in a row (three kernels).
         (Kernel::Row(_), _) if blocks == 1 => 3000,
-        // Tiles of 128 x 128 with long epilogues (six kernels), once per tile, outside the loop over k.
-        (Kernel::Gemm(_), "main") => 412,
         _ => 0,
     }
 }
