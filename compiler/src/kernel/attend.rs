@@ -72,9 +72,6 @@ pub struct Sizes {
 impl AttendKernel {
     /// What this family does not do, as a sentence for the user.
     pub fn check(&self) -> Result<(), String> {
-        if self.document {
-            return Err("attention with document isolation is not implemented on the CPU yet".into());
-        }
         if self.dim > 256 {
             return Err(format!("attention on the CPU takes head dimensions up to 256, found {}", self.dim));
         }
@@ -92,6 +89,16 @@ impl AttendKernel {
         self.accesses().len()
     }
 
+    /// Number of the first argument that is written.
+    pub fn first_result(&self) -> usize {
+        self.accesses().iter().filter(|a| **a == Access::Read).count()
+    }
+
+    /// Number of the argument with the document ids, i32 dense [batch, time].
+    pub fn documents(&self) -> Option<usize> {
+        self.document.then(|| self.first_result() - 1)
+    }
+
     /// Padded sizes.
     pub fn sizes(&self) -> Sizes {
         let time = round_up(self.time, BLOCK);
@@ -102,15 +109,17 @@ impl AttendKernel {
     /// Bytes of each temporary.
     ///
     /// Forward: q rows, k transposed by block, v. Backward: q rows, dy rows, k and v transposed by block, k, q and dy by position, delta, lse, dq in f32.
+    /// Then, with documents, the ids of each key/value head's positions.
     pub fn temps(&self) -> Vec<u64> {
         let s = self.sizes();
         let (rows_q, rows_kv) = (s.q * s.time * s.dim, s.kv * s.time * s.dim);
-        let words = match self.pass {
+        let mut words = match self.pass {
             Pass::Forward => vec![rows_q, rows_kv, rows_kv],
             Pass::Backward => {
                 vec![rows_q, rows_q, rows_kv, rows_kv, rows_kv, rows_q, rows_q, s.q * s.time, s.q * s.time, rows_q]
             }
         };
+        words.extend(self.document.then_some(s.kv * s.time));
         words.into_iter().map(|w| 4 * w as u64).collect()
     }
 

@@ -337,7 +337,7 @@ fn documents(k: &AttendKernel, p: Option<Pointer>, heap: &Heap, b: usize) -> Out
 }
 
 fn attend(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
-    let document = k.document.then(|| args[3]);
+    let document = k.documents().map(|i| args[i]);
     let (y, lse) = (args[args.len() - 2], args[args.len() - 1]);
     for b in 0..k.batch {
         let document = documents(k, document, heap, b)?;
@@ -373,7 +373,7 @@ fn attend(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
 }
 
 fn attend_grad(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
-    let document = k.document.then(|| args[6]);
+    let document = k.documents().map(|i| args[i]);
     let n = args.len();
     let outputs = [(n - 3, &k.dq), (n - 2, &k.dk), (n - 1, &k.dv)];
     let load = |heap: &Heap, i: usize, e: i64| heap.load(args[i], k.dtype, e);

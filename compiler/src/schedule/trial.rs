@@ -105,6 +105,7 @@ impl Trial {
             symmetric(g, &mut args);
         }
         if let Kernel::Attend(a) = kernel {
+            documents(a, seed, &mut args);
             forward_of(a, &mut args)?;
         }
         let after = run(kernel, &args)?;
@@ -325,7 +326,7 @@ fn attend(k: &AttendKernel) -> Vec<Shape> {
         Shape { dtype: k.dtype, elements, bound: 1 }
     };
     let lse = || Shape { dtype: DType::F32, elements: k.batch * k.time * k.kv * k.group, bound: 1 };
-    let document = || k.document.then_some(Shape { dtype: DType::I32, elements: k.batch * k.time, bound: 3 });
+    let document = || k.document.then_some(Shape { dtype: DType::I32, elements: k.batch * k.time, bound: 1 << 16 });
     let mut all = vec![tensor(&k.q, k.group), tensor(&k.k, 1), tensor(&k.v, 1)];
     match k.pass {
         Pass::Forward => {
@@ -362,6 +363,19 @@ fn symmetric(g: &Gemm, args: &mut [Vec<u8>]) {
     args[1] = args[0].clone();
 }
 
+/// Document ids of runs of about a fifth of the row: growing along the row for even seeds, for odd ones of three ids that come again.
+fn documents(a: &AttendKernel, seed: u64, args: &mut [Vec<u8>]) {
+    let Some(arg) = a.documents() else { return };
+    let (mut id, often) = (0, (a.time / 5).max(2) as u32);
+    for word in args[arg].chunks_exact_mut(4) {
+        let drawn = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+        if drawn % often == 0 {
+            id = if seed % 2 == 0 { id + 1 } else { drawn / often % 3 };
+        }
+        word.copy_from_slice(&id.to_le_bytes());
+    }
+}
+
 /// A backward pass gets the y and lse of its q, k, v.
 fn forward_of(a: &AttendKernel, args: &mut [Vec<u8>]) -> Result<(), String> {
     if a.pass == Pass::Forward {
@@ -370,9 +384,7 @@ fn forward_of(a: &AttendKernel, args: &mut [Vec<u8>]) -> Result<(), String> {
     let zero = Strides { offset: 0, batch: 0, time: 0, kv: 0, group: 0 };
     let forward = AttendKernel { pass: Pass::Forward, dy: zero, dq: zero, dk: zero, dv: zero, ..*a };
     let mut all = args[..3].to_vec();
-    if a.document {
-        all.push(args[6].clone());
-    }
+    all.extend(a.documents().map(|given| args[given].clone()));
     all.extend([args[3].clone(), args[4].clone()]);
     let after = run(&Kernel::Attend(forward), &all)?;
     let n = after.len();
@@ -432,9 +444,23 @@ mod tests {
             dk: k,
             dv: k,
         };
-        let t = Trial::new(&Kernel::Attend(a), 3).unwrap();
+        let t = Trial::new(&Kernel::Attend(a.clone()), 3).unwrap();
         assert_eq!((t.args.len(), t.outputs.len()), (9, 3));
-        let finite = |o: &Output| o.expected.chunks(2).all(|b| trial::element(plan_dtype(o.dtype), b).is_finite());
-        assert!(t.outputs.iter().all(finite));
+        let finite = |t: &Trial| {
+            let element = |o: &Output, b: &[u8]| trial::element(plan_dtype(o.dtype), b).is_finite();
+            t.outputs.iter().all(|o| o.expected.chunks(2).all(|b| element(o, b)))
+        };
+        assert!(finite(&t));
+        // Documents: several, in order and out of order.
+        let a = AttendKernel { batch: 2, document: true, ..a };
+        for seed in [2, 3] {
+            let t = Trial::new(&Kernel::Attend(a.clone()), seed).unwrap();
+            let ids: Vec<u8> = t.args[6].chunks(4).map(|id| id[0]).collect();
+            let mut sorted = ids.clone();
+            sorted.sort_unstable();
+            assert_eq!(ids == sorted, seed == 2, "{ids:?}");
+            sorted.dedup();
+            assert!(sorted.len() > 1 && t.args.len() == 10 && finite(&t));
+        }
     }
 }

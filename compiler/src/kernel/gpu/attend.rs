@@ -5,6 +5,7 @@
 //!
 //! | launch | block | kept in shared memory | streamed |
 //! |---|---|---|---|
+//! | `documents`, if they are kept apart | batch position | | |
 //! | `main` (forward) | query rows of a head | q | k, v |
 //! | `delta` | [`DELTA_ROWS`] query rows of a head | | |
 //! | `dkdv` | key rows of a key/value head | k, v | q, dy, statistics of every head of the group |
@@ -30,6 +31,10 @@ pub const COLUMNS: usize = 64;
 pub const DELTA_ROWS: usize = 128;
 /// Threads of a `delta` block.
 pub const DELTA_THREADS: u32 = 256;
+/// Threads of a `documents` block.
+pub const DOCUMENT_THREADS: u32 = 256;
+/// i32 that `documents` says of each [`ROWS`] positions.
+pub const SPAN_WORDS: usize = 4;
 
 /// Bytes of keys and values that blocks running at the same time should share in the second-level cache.
 const CACHED: usize = 16 << 20;
@@ -169,13 +174,15 @@ pub fn padded(k: &AttendKernel) -> usize {
     round_up(k.time, DELTA_ROWS)
 }
 
+/// Prepared document ids of one batch position: padded to whole blocks of every launch.
+pub fn positions(k: &AttendKernel) -> usize {
+    round_up(k.time, 6 * ROWS)
+}
+
 /// Says why no emitter would take the kernel.
 pub fn check(k: &AttendKernel) -> Result<(), String> {
     if k.dtype != DType::Bf16 {
         return Err("attention on a GPU takes bf16; compile with --precision bf16".into());
-    }
-    if k.document {
-        return Err("attention with document isolation is not implemented on a GPU yet".into());
     }
     if k.dim > 2 * COLUMNS || !k.dim.is_multiple_of(8) {
         return Err(format!(
@@ -278,6 +285,17 @@ pub fn launches(k: &AttendKernel) -> Vec<Launch> {
     let kv = q / k.group as u64;
     let statistics = 8 * heads * k.time as u64;
     let g = k.group;
+    // What `documents` leaves follows the other arguments.
+    let documents = k.documents().map(|given| {
+        let bytes = 4 * (k.batch * (k.time + positions(k))) as u64;
+        let args = [vec![Arg(given)], prepared(k)].concat();
+        let grid = Grid { module: 0, threads: DOCUMENT_THREADS, shared: 0, maps: vec![] };
+        launch("documents", k.batch, args, (0, bytes), grid)
+    });
+    let with = |args: Vec<LaunchArg>| [args, prepared(k)].concat();
+    let first_result = k.first_result();
+    let result = |n| Arg(first_result + n);
+    let mut all: Vec<Launch> = documents.into_iter().collect();
     match k.pass {
         Pass::Forward => {
             let s = Shape::forward(k);
@@ -288,8 +306,8 @@ pub fn launches(k: &AttendKernel) -> Vec<Launch> {
                 map(k, 3, &k.y, g, ROWS),
             ];
             let work = (2 * product, 2 * q + 2 * kv + statistics / 2);
-            let args = (0..5).map(Arg).collect();
-            vec![launch("main", Order::queries(k, &s).blocks(k), args, work, grid(&s, maps))]
+            let args = with(vec![Arg(0), Arg(1), Arg(2), result(0), result(1)]);
+            all.push(launch("main", Order::queries(k, &s).blocks(k), args, work, grid(&s, maps)));
         }
         Pass::Backward => {
             let delta = launch(
@@ -313,7 +331,7 @@ pub fn launches(k: &AttendKernel) -> Vec<Launch> {
             let keys = launch(
                 "dkdv",
                 Order::keys(k, &s).blocks(k),
-                vec![Arg(1), Arg(2), Arg(0), Arg(5), Temp(0), Arg(7), Arg(8)],
+                with(vec![Arg(1), Arg(2), Arg(0), Arg(5), Temp(0), result(1), result(2)]),
                 (4 * product, 2 * q + 4 * kv + statistics),
                 grid(&s, maps),
             );
@@ -328,19 +346,31 @@ pub fn launches(k: &AttendKernel) -> Vec<Launch> {
             let queries = launch(
                 "dq",
                 Order::queries(k, &s).blocks(k),
-                vec![Arg(0), Arg(5), Arg(1), Arg(2), Temp(0), Arg(6)],
+                with(vec![Arg(0), Arg(5), Arg(1), Arg(2), Temp(0), result(0)]),
                 (product, 3 * q + 2 * kv + statistics),
                 grid(&s, maps),
             );
-            vec![delta, keys, queries]
+            all.extend([delta, keys, queries]);
         }
     }
+    all
 }
 
-/// Bytes of each temporary: the row statistics of the backward pass.
+/// Bytes of each temporary: the row statistics of the backward pass, then what `documents` leaves.
 pub fn temps(k: &AttendKernel) -> Vec<u64> {
-    match k.pass {
+    let mut all = match k.pass {
         Pass::Forward => vec![],
         Pass::Backward => vec![8 * (k.batch * k.kv * k.group * padded(k)) as u64],
+    };
+    if k.document {
+        let ids = 4 * (k.batch * positions(k)) as u64;
+        all.extend([ids, ids / ROWS as u64 * SPAN_WORDS as u64]);
     }
+    all
+}
+
+/// The temporaries that `documents` writes: ids i32 \[batch, [`positions`]\], then [`SPAN_WORDS`] i32 for each [`ROWS`] of them.
+fn prepared(k: &AttendKernel) -> Vec<LaunchArg> {
+    let first = usize::from(k.pass == Pass::Backward);
+    if k.document { vec![LaunchArg::Temp(first), LaunchArg::Temp(first + 1)] } else { vec![] }
 }

@@ -3,7 +3,8 @@
 //! Per 64×64 tile: S = q kᵀ, P = 2^(S·scale·log2e − lse), dP = dy vᵀ, dS = P (dP − delta) scale; dq += dS k, dv += Pᵀ dy, dk += dSᵀ q.
 //! No transpose of P or dS is needed: the A operand of Pᵀ and dSᵀ is four neighbouring words of a buffer row.
 
-use super::forward::{exp2, store_values, visible};
+use super::forward::{exp2, store_values};
+use super::mask::{Documents, Mask, where_met};
 use super::pack::at_rows;
 use super::tile::{ROWS, load_tile, load_word, load_words, product, store_row_pairs, store_rows, store_tile};
 use super::{Shape, div_rem, head};
@@ -25,6 +26,8 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
     let (p, ds) = (tile, e.gep_const(tile, Elem::F32, (BLOCK * BLOCK) as i64));
     let ds_rows = if shape.pairs { e.gep_const(ds, Elem::F32, (BLOCK * BLOCK) as i64) } else { ds };
 
+    let documents = Documents::new(e, shape, args, hkv);
+
     let dq_words = (k.group * s.time * s.dim) as i64;
     let dq_first = e.gep(t[9], Elem::F32, e.mul_n(hkv, dq_words));
     e.each(0, dq_words, 16, |e, i| e.store(e.zero(F32X16), e.gep(dq_first, Elem::F32, i)));
@@ -36,6 +39,7 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
         let (keys, values) = (e.gep(t[2], Elem::F32, panel), e.gep(t[3], Elem::F32, panel));
         let key_rows = e.gep(t[4], Elem::F32, e.mul_n(index, (BLOCK / shape.per * s.dim) as i64));
         let (lo, edge, hi) = query_blocks(e, shape, j);
+        let own = documents.map(|d| (d, d.range(e, j)));
         e.each(0, k.group as i64, 1, |e, g| {
             let hq = e.add(e.mul_n(hkv, k.group as i64), g);
             let one = |e: &Emit<'c>, i: V<'c>, masked: bool| {
@@ -50,10 +54,10 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
                     delta: e.gep(t[7], Elem::F32, at),
                     lse: e.gep(t[8], Elem::F32, at),
                     dq: e.gep(t[9], Elem::F32, e.mul_n(at, s.dim as i64)),
-                    first,
                 };
+                let mask = masked.then_some(Mask { first, keys: j, documents });
                 e.each(0, BLOCK as i64, ROWS as i64, |e, r| {
-                    scores(e, shape, &block, r, keys, values, [p, ds, ds_rows], masked.then_some(j));
+                    scores(e, shape, &block, r, keys, values, [p, ds, ds_rows], mask);
                 });
                 // dq: four rows of dS times the keys.
                 e.each(0, BLOCK as i64, ROWS as i64, |e, r| {
@@ -91,12 +95,12 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
             };
             let walk = |e: &Emit<'c>, lo: V<'c>, hi: V<'c>, masked: bool| {
                 e.for_(lo, hi, e.i(1), &[], |e, i, _| {
-                    one(e, i, masked);
+                    where_met(e, own, i, |e| one(e, i, masked));
                     vec![]
                 });
             };
             walk(e, lo, edge, true);
-            walk(e, edge, hi, k.window.is_some() || !k.causal);
+            walk(e, edge, hi, k.window.is_some() || !k.causal || k.document);
         });
         let rows = e.min(e.sub(e.i(k.time as i64), e.mul_n(j, BLOCK as i64)), e.i(BLOCK as i64));
         let first = e.mul_n(j, BLOCK as i64);
@@ -121,7 +125,6 @@ struct Block<'c> {
     delta: V<'c>,
     lse: V<'c>,
     dq: V<'c>,
-    first: V<'c>,
 }
 
 /// Query blocks that see key block j: `lo..edge` need the causal mask, `edge..hi` do not.
@@ -147,7 +150,7 @@ fn scores<'c>(
     keys: V<'c>,
     values: V<'c>,
     to: [V<'c>; 3],
-    mask: Option<V<'c>>,
+    mask: Option<Mask<'c>>,
 ) {
     let [p_to, ds_to, ds_rows_to] = to;
     let zero = e.zero(F32X16);
@@ -172,9 +175,9 @@ fn scores<'c>(
         let minus = e.splat(e.neg(lse), 16);
         for c in 0..4 {
             let mut x = exp2(e, e.fma(s[4 * i + c], to_base2, minus));
-            if let Some(j) = mask {
-                let row = e.add(block.first, e.add_n(r, i as i64));
-                x = e.select(visible(e, shape, row, j, c), x, zero);
+            if let Some(mask) = mask {
+                let row = e.add(mask.first, e.add_n(r, i as i64));
+                x = e.select(mask.visible(e, shape, row, c), x, zero);
             }
             p.push(x);
         }

@@ -1,10 +1,11 @@
 //! Forward: for a block of 64 queries, walk the key blocks in ascending order with a running maximum and sum per row.
 
+use super::mask::{Documents, Mask, where_met};
 use super::pack::at_rows;
 use super::tile::{ROWS, load_tile, load_word, load_words, product, store_rows, store_tile};
 use super::{Shape, div_rem, head};
 use crate::kernel::attend::BLOCK;
-use crate::mlir::emit::{Cmp, Elem, Emit, F32, F32X16, I32X16, Ty, V};
+use crate::mlir::emit::{Elem, Emit, F32, F32X16, Ty, V};
 use crate::mlir::math;
 
 /// Score of a masked key, in base-2 units: far below any real score and finite.
@@ -31,19 +32,23 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
     });
 
     let q = at_rows(e, shape, q_rows, hq, first);
+    let documents = Documents::new(e, shape, args, hkv);
+    let own = documents.map(|d| (d, d.range(e, block)));
+    let one = |e: &Emit<'c>, j: V<'c>, masked: bool| {
+        let index = e.add(e.mul_n(hkv, s.blocks as i64), j);
+        let keys = e.gep(k_cols, Elem::F32, e.mul_n(index, (shape.row() * BLOCK) as i64));
+        let values = e.gep(v_rows, Elem::F32, e.mul_n(index, (BLOCK / shape.per * s.dim) as i64));
+        let mask = masked.then_some(Mask { first, keys: j, documents });
+        e.each(0, BLOCK as i64, ROWS as i64, |e, r| step(e, shape, r, q, keys, values, [out, max, sum, p], mask));
+    };
     let walk = |e: &Emit<'c>, lo: V<'c>, hi: V<'c>, masked: bool| {
         e.for_(lo, hi, e.i(1), &[], |e, j, _| {
-            let index = e.add(e.mul_n(hkv, s.blocks as i64), j);
-            let keys = e.gep(k_cols, Elem::F32, e.mul_n(index, (shape.row() * BLOCK) as i64));
-            let values = e.gep(v_rows, Elem::F32, e.mul_n(index, (BLOCK / shape.per * s.dim) as i64));
-            e.each(0, BLOCK as i64, ROWS as i64, |e, r| {
-                step(e, shape, r, q, keys, values, [out, max, sum, p], masked.then_some((first, j)))
-            });
+            where_met(e, own, j, |e| one(e, j, masked));
             vec![]
         });
     };
     let (lo, edge, hi) = key_blocks(e, shape, block);
-    walk(e, lo, edge, k.window.is_some());
+    walk(e, lo, edge, k.window.is_some() || k.document);
     walk(e, edge, hi, true);
 
     let y = head(e, args[n - 2], shape.elem, &k.y, b, kv, g);
@@ -85,20 +90,6 @@ pub(super) fn key_blocks<'c>(e: &Emit<'c>, shape: &Shape, block: V<'c>) -> (V<'c
     }
 }
 
-/// Lanes of column vector `q` of key block `j` that row `first + r` may see.
-pub(super) fn visible<'c>(e: &Emit<'c>, shape: &Shape, row: V<'c>, j: V<'c>, q: usize) -> V<'c> {
-    let k = shape.k;
-    let narrow = |v: V<'c>| e.splat(e.truncate(v, Elem::I32), 16);
-    let column = e.add(narrow(e.add_n(e.mul_n(j, BLOCK as i64), 16 * q as i64)), e.iota(16));
-    let row = narrow(row);
-    let mut ok =
-        if k.causal { e.cmp(Cmp::Le, column, row) } else { e.cmp(Cmp::Lt, column, e.iconst(I32X16, k.time as i64)) };
-    if let Some(w) = k.window {
-        ok = e.and(ok, e.cmp(Cmp::Lt, e.sub(row, column), e.iconst(I32X16, w as i64)));
-    }
-    ok
-}
-
 /// Four rows against one key block: scores, new maximum, probabilities, output.
 fn step<'c>(
     e: &Emit<'c>,
@@ -108,7 +99,7 @@ fn step<'c>(
     keys: V<'c>,
     values: V<'c>,
     state: [V<'c>; 4],
-    mask: Option<(V<'c>, V<'c>)>,
+    mask: Option<Mask<'c>>,
 ) {
     let s = &shape.s;
     let [out, max, sum, p] = state;
@@ -129,9 +120,9 @@ fn step<'c>(
     let mut factors = Vec::with_capacity(ROWS);
     for i in 0..ROWS {
         let mut x: Vec<V> = (0..4).map(|c| e.mul(scores[4 * i + c], scale)).collect();
-        let lanes: Option<Vec<V>> = mask.map(|(first, j)| {
-            let row = e.add(first, e.add_n(r, i as i64));
-            (0..4).map(|c| visible(e, shape, row, j, c)).collect()
+        let lanes: Option<Vec<V>> = mask.map(|m| {
+            let row = e.add(m.first, e.add_n(r, i as i64));
+            (0..4).map(|c| m.visible(e, shape, row, c)).collect()
         });
         if let Some(lanes) = &lanes {
             x = x.iter().zip(lanes).map(|(&x, &ok)| e.select(ok, x, e.fconst(F32X16, MASKED))).collect();

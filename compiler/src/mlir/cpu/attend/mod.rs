@@ -9,6 +9,7 @@
 
 mod backward;
 mod forward;
+mod mask;
 mod pack;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! - transposed: `[head][block][row words][64 positions]`: B operands of scores;
 //! - by position: `[head][position / per][padded dim]`, pairs along positions: B operands of the other products. In f32 these are the rows.
 
+use super::mask::Documents;
 use super::tile::load_words;
 use super::{Shape, div_rem, head};
 use crate::kernel::attend::{BLOCK, Pass, Strides};
@@ -17,6 +18,9 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
     let first = e.mul_n(block, BLOCK as i64);
     let zero = e.i(0);
     let source = |arg: V<'c>, s: &Strides, g: V<'c>| head(e, arg, shape.elem, s, b, kv, g);
+    if let (Some(given), Some(d)) = (k.documents(), Documents::new(e, shape, args, hkv)) {
+        d.pack(e, shape, args[given], b, first);
+    }
     match k.pass {
         Pass::Forward => {
             let t = &args[k.accesses().len()..];

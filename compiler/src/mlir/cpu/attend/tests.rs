@@ -25,6 +25,27 @@ struct Case {
     dim: usize,
     causal: bool,
     window: Option<u32>,
+    documents: Ids,
+}
+
+/// How document ids run along a row.
+#[derive(Clone, Copy, PartialEq)]
+enum Ids {
+    None,
+    /// Documents of 37 positions.
+    Ordered,
+    /// Pieces of three documents by turns.
+    Mixed,
+}
+
+impl Ids {
+    fn at(self, b: usize, t: usize) -> i32 {
+        match self {
+            Ids::None => 0,
+            Ids::Ordered => (t + 5 * b) as i32 / 37,
+            Ids::Mixed => ((t + 5 * b) / 19 * 7 % 3) as i32 - 1,
+        }
+    }
 }
 
 fn kernel(c: Case, dtype: DType, pass: Pass) -> AttendKernel {
@@ -44,7 +65,7 @@ fn kernel(c: Case, dtype: DType, pass: Pass) -> AttendKernel {
         scale: Bits::new(1.0 / (c.dim as f64).sqrt()),
         causal: c.causal,
         window: c.window,
-        document: false,
+        document: c.documents != Ids::None,
         q,
         k,
         v: k,
@@ -110,6 +131,7 @@ fn reference(c: Case, q: &[f32], k: &[f32], v: &[f32], dy: &[f32]) -> Reference 
             for i in 0..c.time {
                 let keys: Vec<usize> = (0..c.time)
                     .filter(|&j| (!c.causal || j <= i) && c.window.is_none_or(|w| (i as i64 - j as i64) < w as i64))
+                    .filter(|&j| c.documents.at(b, i) == c.documents.at(b, j))
                     .collect();
                 let s: Vec<f64> = keys.iter().map(|&j| dot(q, at_q(b, i, h), k, at_k(b, j, h)) * scale).collect();
                 let m = s.iter().cloned().fold(f64::MIN, f64::max);
@@ -156,27 +178,42 @@ fn check(c: Case, dtype: DType, tier: Tier) -> Vec<Vec<u8>> {
     // f32: sums of up to a few hundred terms and a 2^x of about 1 ulp; bf16: stored results and products' operands are rounded to 8 bits.
     let (forward, backward) = if dtype == DType::Bf16 { (6e-3, 1e-2) } else { (2e-6, 5e-6) };
     let n = dtype.bytes();
-    let mut args =
-        vec![bytes(&q, dtype), bytes(&k, dtype), bytes(&v, dtype), vec![0xff; nq * n], vec![0xff; 4 * nq / c.dim]];
-    run(kernel(c, dtype, Pass::Forward), tier, &mut args);
-    close("y", &floats(&args[3], dtype), &r.y, forward);
-    close("lse", &floats(&args[4], DType::F32), &r.lse, 2e-6);
+    let ids: Vec<u8> =
+        (0..c.batch * c.time).flat_map(|i| c.documents.at(i / c.time, i % c.time).to_le_bytes()).collect();
+    let ids = (c.documents != Ids::None).then_some(ids);
+    let mut args = vec![bytes(&q, dtype), bytes(&k, dtype), bytes(&v, dtype)];
     let mut back = args.clone();
-    back.extend([bytes(&dy, dtype), vec![0xff; nq * n], vec![0xff; nk * n], vec![0xff; nk * n]]);
+    args.extend(ids.clone());
+    args.extend([vec![0xff; nq * n], vec![0xff; 4 * nq / c.dim]]);
+    run(kernel(c, dtype, Pass::Forward), tier, &mut args);
+    let results = &args[args.len() - 2..];
+    close("y", &floats(&results[0], dtype), &r.y, forward);
+    close("lse", &floats(&results[1], DType::F32), &r.lse, 2e-6);
+    back.extend(results.to_vec());
+    back.push(bytes(&dy, dtype));
+    back.extend(ids);
+    back.extend([vec![0xff; nq * n], vec![0xff; nk * n], vec![0xff; nk * n]]);
     run(kernel(c, dtype, Pass::Backward), tier, &mut back);
-    for (i, (what, expected)) in [("dq", &r.dq), ("dk", &r.dk), ("dv", &r.dv)].into_iter().enumerate() {
-        close(what, &floats(&back[6 + i], dtype), expected, backward);
+    let results = &back[back.len() - 3..];
+    for (found, (what, expected)) in results.iter().zip([("dq", &r.dq), ("dk", &r.dk), ("dv", &r.dv)]) {
+        close(what, &floats(found, dtype), expected, backward);
     }
     back
 }
 
-const CASES: [Case; 6] = [
-    Case { batch: 1, time: 64, kv: 2, group: 2, dim: 64, causal: true, window: None },
-    Case { batch: 2, time: 61, kv: 1, group: 3, dim: 16, causal: true, window: None },
-    Case { batch: 1, time: 200, kv: 1, group: 2, dim: 24, causal: true, window: Some(70) },
-    Case { batch: 1, time: 130, kv: 2, group: 1, dim: 40, causal: false, window: None },
-    Case { batch: 1, time: 1, kv: 1, group: 1, dim: 8, causal: true, window: None },
-    Case { batch: 1, time: 150, kv: 1, group: 1, dim: 128, causal: true, window: None },
+const ONE: Case =
+    Case { batch: 1, time: 64, kv: 1, group: 1, dim: 16, causal: true, window: None, documents: Ids::None };
+
+const CASES: [Case; 9] = [
+    Case { kv: 2, group: 2, dim: 64, ..ONE },
+    Case { batch: 2, time: 61, group: 3, ..ONE },
+    Case { time: 200, group: 2, dim: 24, window: Some(70), ..ONE },
+    Case { time: 130, kv: 2, dim: 40, causal: false, ..ONE },
+    Case { time: 1, dim: 8, ..ONE },
+    Case { time: 150, dim: 128, ..ONE },
+    Case { batch: 2, time: 200, kv: 2, group: 2, documents: Ids::Ordered, ..ONE },
+    Case { batch: 2, time: 200, dim: 24, window: Some(50), documents: Ids::Mixed, ..ONE },
+    Case { time: 330, causal: false, documents: Ids::Ordered, ..ONE },
 ];
 
 #[test]
@@ -201,7 +238,7 @@ fn bf16_matches_f64_on_both_tiers() {
 
 #[test]
 fn large_scores_stay_finite() {
-    let c = Case { batch: 1, time: 70, kv: 1, group: 1, dim: 16, causal: true, window: None };
+    let c = Case { time: 70, ..ONE };
     let q: Vec<f32> = values(70 * 16, 5, DType::F32).iter().map(|x| x * 1e3).collect();
     let mut args = vec![
         bytes(&q, DType::F32),
@@ -216,9 +253,8 @@ fn large_scores_stay_finite() {
 
 #[test]
 fn unsupported_forms_say_so() {
-    let mut k = kernel(CASES[0], DType::F32, Pass::Forward);
-    k.document = true;
-    assert!(k.check().unwrap_err().contains("document"));
+    let k = kernel(Case { dim: 260, ..CASES[0] }, DType::F32, Pass::Forward);
+    assert!(k.check().unwrap_err().contains("up to 256, found 260"));
     let k = kernel(Case { dim: 13, ..CASES[0] }, DType::Bf16, Pass::Forward);
     assert!(k.check().unwrap_err().contains("even head dimension"));
 }
@@ -226,7 +262,7 @@ fn unsupported_forms_say_so() {
 /// Whole kernels are too long to read; their loops and what stands in them are not.
 #[test]
 fn loops_of_both_passes() {
-    let c = Case { batch: 1, time: 128, kv: 1, group: 2, dim: 16, causal: true, window: None };
+    let c = Case { time: 128, group: 2, ..ONE };
     for (name, pass) in [("forward", Pass::Forward), ("backward", Pass::Backward)] {
         let job = Job { kernel: Kernel::Attend(kernel(c, DType::Bf16, pass)), tier: Tier::Avx512Bf16 };
         insta::assert_snapshot!(name, outline(&object::text(&job, Text::Mlir).unwrap()));

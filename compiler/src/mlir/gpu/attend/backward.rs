@@ -7,6 +7,7 @@
 
 use std::f64::consts::LOG2_E;
 
+use super::documents::{Documents, tiles};
 use super::parts::{Block, Element, Mask, Place, Tensor, div_up, keys_of, least, pack_all, unpack_all};
 use crate::kernel::attend::{AttendKernel, Strides};
 use crate::kernel::gpu::attend::{COLUMNS, DELTA_ROWS, DELTA_THREADS, Order, ROWS, Shape, padded};
@@ -107,9 +108,11 @@ fn times<'c>(e: &Emit<'c>, values: &[V<'c>], factor: f64) -> Vec<V<'c>> {
 pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
     let s = Shape::keys(k);
     let o = Order::keys(k, &s);
-    unit.gpu_kernel(symbol, 7, 7, s.threads(), |e, _, maps| {
+    let parameters = if k.document { 9 } else { 7 };
+    unit.gpu_kernel(symbol, parameters, 7, s.threads(), |e, args, maps| {
         let place = Place::new(e, k, &s, &o);
         let block = Block::start(e, &s, maps);
+        let documents = k.document.then(|| Documents::new(e, k, &args[7..], place.batch));
         let kept = [Tensor::kv(k, maps[0]), Tensor::kv(k, maps[1])];
         let streams = [Tensor::q(k, maps[2]), Tensor::q(k, maps[3])];
         let results = [Tensor::kv(k, maps[5]), Tensor::kv(k, maps[6])];
@@ -121,6 +124,7 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
             None => n(k.time),
         };
         let hi = div_up(e, end, s.step);
+        let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
         let steps = e.mul_n(e.sub(hi, lo), k.group as i64);
         block.split(
             e,
@@ -144,7 +148,8 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
             |e, w| {
                 let first = e.add(place.row, e.mul_n(w, ROWS as i64));
                 let at = Element::new(e, block.thread);
-                let mask = Mask { k, rows: ROWS, columns: s.step, transposed: true };
+                let documents = documents.map(|d| d.rows(e, first, &at));
+                let mask = Mask { k, rows: ROWS, columns: s.step, transposed: true, documents };
                 let (kr, vr) = (block.left(e, 0, w), block.left(e, 1, w));
                 // Gradients of two panels leave no registers for what is in flight from tile to tile, nor for unrounded probabilities.
                 let overlap = s.panels == 1;
@@ -231,14 +236,17 @@ impl<'c> Columns<'c> {
 pub(super) fn queries(unit: &Unit, k: &AttendKernel, symbol: &str) {
     let s = Shape::queries(k);
     let o = Order::queries(k, &s);
-    unit.gpu_kernel(symbol, 6, 5, s.threads(), |e, args, maps| {
+    let parameters = if k.document { 8 } else { 6 };
+    unit.gpu_kernel(symbol, parameters, 5, s.threads(), |e, args, maps| {
         let place = Place::new(e, k, &s, &o);
         let block = Block::start(e, &s, maps);
+        let documents = k.document.then(|| Documents::new(e, k, &args[6..], place.batch));
         let n = |n: usize| e.iconst(I32, n as i64);
         let kept = [Tensor::q(k, maps[0]), Tensor::q(k, maps[1])];
         let streams = [Tensor::kv(k, maps[2]), Tensor::kv(k, maps[3])];
         let result = Tensor::q(k, maps[4]);
         let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
+        let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
         block.split(
             e,
             |e| {
@@ -255,8 +263,10 @@ pub(super) fn queries(unit: &Unit, k: &AttendKernel, symbol: &str) {
             |e, w| {
                 let first = e.add(place.row, e.mul_n(w, ROWS as i64));
                 let (_, hi) = keys_of(e, k, first, ROWS, s.step);
+                let (_, hi) = tiles(e, documents, &s, place.row, (lo, hi));
                 let at = Element::new(e, block.thread);
-                let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false };
+                let documents = documents.map(|d| d.rows(e, first, &at));
+                let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false, documents };
                 let (log, delta) = row_statistics(e, k, args[4], place.head(e, k), e.add(first, at.row));
                 let (q, dy) = (block.left(e, 0, w), block.left(e, 1, w));
                 let acc = ops::zeros(e, s.columns() as u16 / 2);

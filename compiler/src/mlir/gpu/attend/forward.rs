@@ -7,6 +7,7 @@
 
 use std::f64::consts::{LN_2, LOG2_E};
 
+use super::documents::{Documents, tiles};
 use super::parts::{Block, Element, Mask, Place, Tensor, keys_of, over_quad, pack_all};
 use crate::kernel::attend::AttendKernel;
 use crate::kernel::gpu::attend::{Order, ROWS, Shape};
@@ -21,9 +22,11 @@ const V_: usize = 1;
 pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
     let s = Shape::forward(k);
     let o = Order::queries(k, &s);
-    unit.gpu_kernel(symbol, 5, 4, s.threads(), |e, args, maps| {
+    let parameters = if k.document { 7 } else { 5 };
+    unit.gpu_kernel(symbol, parameters, 4, s.threads(), |e, args, maps| {
         let place = Place::new(e, k, &s, &o);
         let block = Block::start(e, &s, maps);
+        let documents = k.document.then(|| Documents::new(e, k, &args[5..], place.batch));
         let (q, y) = (Tensor::q(k, maps[0]), Tensor::q(k, maps[3]));
         let streams = [Tensor::kv(k, maps[1]), Tensor::kv(k, maps[2])];
         block.split(
@@ -31,6 +34,7 @@ pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
             |e| {
                 block.load_kept(e, &[q], &place);
                 let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
+                let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
                 e.for_(e.iconst(I32, 0), e.sub(hi, lo), e.iconst(I32, 1), &[], |e, i, _| {
                     let row = e.mul_n(e.add(lo, i), s.step as i64);
                     for (n, t) in streams.iter().enumerate() {
@@ -40,7 +44,7 @@ pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
                     vec![]
                 });
             },
-            |e, w| Softmax { k, block: &block, place: &place, w }.run(e, args[4], y),
+            |e, w| Softmax { k, block: &block, place: &place, documents, w }.run(e, args[4], y),
         );
     });
 }
@@ -50,6 +54,7 @@ struct Softmax<'a, 'c> {
     k: &'a AttendKernel,
     block: &'a Block<'a, 'c>,
     place: &'a Place<'c>,
+    documents: Option<Documents<'c>>,
     w: V<'c>,
 }
 
@@ -68,10 +73,12 @@ impl<'c> Softmax<'_, 'c> {
         let (lo, _) = keys_of(e, k, self.place.row, s.rows(), s.step);
         // A warpgroup whose rows all lie behind the end computes zeros that are not stored.
         let (_, hi) = keys_of(e, k, first, ROWS, s.step);
+        let (lo, hi) = tiles(e, self.documents, s, self.place.row, (lo, hi));
         let steps = e.sub(hi, lo);
         let q = block.left(e, 0, self.w);
         let at = Element::new(e, block.thread);
-        let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false };
+        let documents = self.documents.map(|d| d.rows(e, first, &at));
+        let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false, documents };
         let masked = |e: &Emit<'c>, scores, i| {
             let column = e.mul_n(e.add(lo, i), s.step as i64);
             mask.apply(e, ops::unpack(e, scores), f64::NEG_INFINITY, &at, (first, column))
@@ -149,9 +156,10 @@ impl<'c> Softmax<'_, 'c> {
             let most = over_quad(e, most, |a, b| ops::fmax(e, a, b));
             let max = ops::fmax(e, old.max[h], most);
             // A row that has seen no key yet: every probability is 2^(-inf - 0), zero.
-            let finite = match self.k.window {
-                Some(_) => e.select(e.cmp(Cmp::Eq, max, low), e.zero(F32), max),
-                None => max,
+            let finite = if self.k.window.is_some() || self.k.document {
+                e.select(e.cmp(Cmp::Eq, max, low), e.zero(F32), max)
+            } else {
+                max
             };
             let shift = e.neg(e.mul(finite, factor));
             *scale = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));

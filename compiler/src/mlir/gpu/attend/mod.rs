@@ -7,9 +7,11 @@
 //! probabilities never touch shared memory; for the gradients of keys the scores are made transposed (keys are rows) for the same reason.
 //! The products of the next tile are started before the elementwise work on this one (Shah et al. 2024).
 //!
-//! [`parts`] has what the launches share: work of a block, rings of tiles, operands, masks, stores of results.
+//! [`parts`] has what the launches share: work of a block, rings of tiles, operands, masks, stores of results; [`documents`] what is visited and hidden
+//! where documents are kept apart.
 
 mod backward;
+mod documents;
 mod forward;
 mod parts;
 #[cfg(test)]
@@ -24,6 +26,9 @@ use crate::mlir::emit::Unit;
 pub fn emit(unit: &Unit, k: &AttendKernel, symbol: &dyn Fn(&str) -> String) -> Result<(), String> {
     attend::check(k)?;
     ops::declare_shared(unit);
+    if k.document {
+        documents::emit(unit, k, &symbol("documents"));
+    }
     match k.pass {
         Pass::Forward => forward::emit(unit, k, &symbol("main")),
         Pass::Backward => {

@@ -3,6 +3,7 @@
 //! *Takes* a [`Shape`] and a kernel's description; *gives* typed pieces of a warp-specialised block; *promises* that barriers, parities and descriptors
 //! are made in one place.
 
+use super::documents::Rows;
 use crate::kernel::attend::AttendKernel;
 use crate::kernel::gpu::attend::{self, COLUMNS, Order, ROWS, Shape};
 use crate::mlir::emit::{Cmp, Elem, Emit, F32, I1, I32, V};
@@ -350,17 +351,19 @@ impl<'c> Element<'c> {
 }
 
 /// Which keys a query sees, for a tile of `rows` x `columns` scores.
-pub(super) struct Mask<'k> {
+pub(super) struct Mask<'k, 'c> {
     pub k: &'k AttendKernel,
     pub rows: usize,
     pub columns: usize,
     /// Rows are keys, columns queries.
     pub transposed: bool,
+    /// Documents of the rows.
+    pub documents: Option<Rows<'c>>,
 }
 
-impl Mask<'_> {
+impl<'c> Mask<'_, 'c> {
     /// Whether the tile at `row`, `column` (multiples of their sizes) hides anything. None: never.
-    fn needed<'c>(&self, e: &Emit<'c>, row: V<'c>, column: V<'c>) -> Option<V<'c>> {
+    fn needed(&self, e: &Emit<'c>, row: V<'c>, column: V<'c>) -> Option<V<'c>> {
         let k = self.k;
         let (query, key) = if self.transposed { (column, row) } else { (row, column) };
         let (queries, keys) = if self.transposed { (self.columns, self.rows) } else { (self.rows, self.columns) };
@@ -374,11 +377,14 @@ impl Mask<'_> {
         if let Some(w) = k.window {
             or(e.cmp(Cmp::Le, e.add_n(key, i64::from(w)), e.add_n(query, queries as i64 - 1)));
         }
+        if let Some(d) = &self.documents {
+            or(d.differ(e, column, self.columns));
+        }
         any
     }
 
     /// `values` (an accumulator's elements) with what is hidden replaced by `with`. `place` is the tile's first row and column.
-    pub fn apply<'c>(
+    pub fn apply(
         &self,
         e: &Emit<'c>,
         values: Vec<V<'c>>,
@@ -393,20 +399,32 @@ impl Mask<'_> {
             // Column less row of elements (0, h): element (j, h, c) is 8 j + c further.
             let first = e.sub(e.add(place.1, at.column), e.add(place.0, at.row));
             let ends = e.sub(e.iconst(I32, self.k.time as i64), e.add(place.1, at.column));
-            let one = |(i, &x): (usize, &V<'c>)| {
-                let (j, h, c) = (i as i64 / 4, i as i64 / 2 % 2, i as i64 % 2);
-                let further = 8 * j + c - 8 * h;
-                e.select(self.visible(e, first, further, (ends, 8 * j + c)), x, with)
+            let eight = |(j, four): (usize, &[V<'c>])| {
+                let same = self.documents.map(|d| d.same(e, place.1, j));
+                let one = |(i, &x): (usize, &V<'c>)| {
+                    let (h, c) = (i / 2, i % 2);
+                    let column = (8 * j + c) as i64;
+                    let same = same.map(|s| s[h][c]);
+                    e.select(self.visible(e, first, column - 8 * h as i64, (ends, column), same), x, with)
+                };
+                four.iter().enumerate().map(one).collect::<Vec<_>>()
             };
-            values.iter().enumerate().map(one).collect()
+            values.chunks(4).enumerate().flat_map(eight).collect()
         };
         e.if_(needed, &tys, hide, |_| values.clone())
     }
 
-    /// Of the element at column less row `first + further`; `ends` tells how far the last position is.
-    fn visible<'c>(&self, e: &Emit<'c>, first: V<'c>, further: i64, (ends, column): (V<'c>, i64)) -> V<'c> {
+    /// Of the element at column less row `first + further`; `ends` tells how far the last position is, `same` whether it is of one document.
+    fn visible(
+        &self,
+        e: &Emit<'c>,
+        first: V<'c>,
+        further: i64,
+        (ends, column): (V<'c>, i64),
+        same: Option<V<'c>>,
+    ) -> V<'c> {
         let n = |n: i64| e.iconst(I32, n);
-        let mut all: Option<V<'c>> = None;
+        let mut all = same;
         let mut and = |x: V<'c>| all = Some(all.map_or(x, |y| e.and(x, y)));
         let w = self.k.window.map(i64::from);
         if self.transposed {
