@@ -10,6 +10,7 @@ mod program;
 use crate::graph::ir::DType;
 use crate::kernel::Target;
 use crate::kernel::gpu::Arch;
+use crate::kernel::gpu::tuning::Tuning;
 use crate::lang;
 use crate::schedule::plan::Planned;
 use crate::{optim, schedule, target};
@@ -31,6 +32,7 @@ pub struct Options {
     pub emit: Vec<String>,
     pub emit_check: bool,
     pub targets: Vec<String>,
+    pub tuning: Option<PathBuf>,
     pub sets: Vec<String>,
     pub precision: Option<String>,
     pub explain: bool,
@@ -59,7 +61,7 @@ type Outcome<T> = std::result::Result<T, Stop>;
 /// A program's plan for a target in a precision, as an executable holds it. For tests and surveys of kernels.
 pub fn planned(model: &lang::Model, target: Target, precision: DType) -> std::result::Result<Planned, String> {
     let part = program::Part::new(model, target, precision).map_err(|e| e.message)?;
-    part.plan(model).map_err(|e| e.to_string())
+    part.plan(model, &Tuning::default()).map_err(|e| e.to_string())
 }
 
 /// Wall time by stage, in order.
@@ -192,7 +194,10 @@ fn one(o: &Options, file: &Path, emits: &[emit::Emit], times: &mut Times) -> Out
     if !wanted {
         return Ok(());
     }
-    let planned = times.stage("schedule", || program::plan(&model, &mut parts, gpu_by_name(o)))?;
+    let tuning = tuning(o)?;
+    let planned = times.stage("schedule", || program::plan(&model, &mut parts, gpu_by_name(o), &tuning))?;
+    let chosen = planned.iter().filter(|p| p.target == Target::Gpu(Arch::Sm90a)).flat_map(|p| &p.kernels);
+    tuning.check_used(chosen).map_err(|why| in_table(o, why))?;
     let built = program::build(&model, &parts, planned);
     emit::plan(emits, &built)?;
     if o.explain {
@@ -278,6 +283,18 @@ fn code(o: &Options, emits: &[emit::Emit], _: &program::Built, _: &mut Times) ->
 /// The kinds of GPU that `--target` names.
 fn named(o: &Options) -> impl Iterator<Item = Arch> {
     Arch::ALL.into_iter().filter(|a| o.targets.iter().any(|t| t == a.name()))
+}
+
+/// The table that `--tuning` names.
+fn tuning(o: &Options) -> Result<Tuning> {
+    let Some(path) = &o.tuning else { return Ok(Tuning::default()) };
+    let text = String::from_utf8(golf_runtime::files::read_bounded(path, SOURCE_LIMIT)?);
+    text.map_err(|e| e.to_string()).and_then(|text| Tuning::parse(&text)).map_err(|why| in_table(o, why))
+}
+
+/// An error of the tuning table.
+fn in_table(o: &Options, why: String) -> Error {
+    Error::input(format!("{}: {why}", o.tuning.as_deref().unwrap_or(Path::new("")).display()))
 }
 
 /// Whether the user asked for GPU code. If not it is made all the same where it can be (without `--target`: everything this golfc implements).

@@ -47,6 +47,9 @@ struct Compile {
     /// Targets, comma list (default: all that this golfc implements).
     #[arg(long, value_name = "TARGET", value_delimiter = ',')]
     target: Vec<String>,
+    /// Table of kernels and how to cut them on sm_90a, from measurements; see CONTRIBUTING.md.
+    #[arg(long, value_name = "FILE")]
+    tuning: Option<PathBuf>,
     /// Override a constant or setting; EXPR is golf in that place's scope. Repeatable.
     #[arg(long = "set", value_name = "PATH=EXPR")]
     sets: Vec<String>,
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
             emit: c.emit,
             emit_check: c.emit_check,
             targets: c.target,
+            tuning: c.tuning,
             sets: c.sets,
             precision: c.precision,
             explain: c.explain,

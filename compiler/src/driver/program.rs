@@ -4,6 +4,7 @@
 
 use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId, Op};
 use crate::kernel::gpu::Arch;
+use crate::kernel::gpu::tuning::Tuning;
 use crate::kernel::{Kernel, Target};
 use crate::lang::{Model, codes};
 use crate::optim::{self, Assembly, Sizes, Source};
@@ -175,21 +176,26 @@ impl Part {
     }
 
     /// Schedules the graphs and lays out their memory.
-    pub(super) fn plan(&self, model: &Model) -> Result<Planned, schedule::Error> {
+    pub(super) fn plan(&self, model: &Model, tuning: &Tuning) -> Result<Planned, schedule::Error> {
         let s = &self.sizes;
         let (train, score, adapt) = (s.micro_rows as u32, s.score_rows as u32, s.adapt_rows as u32);
         let precision = if self.assembly.precision == DType::F32 { "f32" } else { "bf16" };
         let kind = (precision, self.target, plan::Rows { train, score, adapt });
-        schedule::plan::plan(kind, &self.assembly.graphs, &states(model, &self.assembly))
+        schedule::plan::plan(kind, &self.assembly.graphs, &states(model, &self.assembly), tuning)
     }
 }
 
 /// Plans every part. A GPU's that cannot be planned is an error if the user asked for it; otherwise it is left out, and a note on stderr says why.
-pub(super) fn plan(model: &Model, parts: &mut Vec<Part>, gpu_by_name: bool) -> Result<Vec<Planned>, schedule::Error> {
+pub(super) fn plan(
+    model: &Model,
+    parts: &mut Vec<Part>,
+    gpu_by_name: bool,
+    tuning: &Tuning,
+) -> Result<Vec<Planned>, schedule::Error> {
     let mut planned = Vec::new();
     let mut kept = Vec::new();
     for part in parts.drain(..) {
-        match part.plan(model) {
+        match part.plan(model, tuning) {
             Ok(p) => {
                 planned.push(p);
                 kept.push(part);

@@ -3,6 +3,7 @@
 //! Every sum is one sequential FMA chain over ascending k (pairs of k in bf16 on `cpu-avx512bf16`), started from `init`: blocking never
 //! shows in the bits, and continuing a chain (`accumulate`) over micro-batches equals one long chain.
 
+use super::gpu::gemm::Cut;
 use super::{Launch, LaunchArg, round_up};
 use crate::graph::ir::{DType, EffectMode, Graph, Node, Op};
 use std::collections::BTreeSet;
@@ -62,6 +63,8 @@ pub struct Gemm {
     pub epilogue: Graph,
     /// Addressing of the epilogue's buffers 1.., in order.
     pub args: Vec<EpilogueArg>,
+    /// How `sm_90a` cuts it, if a tuning table says so.
+    pub cut: Option<Cut>,
 }
 
 /// How often a value of the epilogue must be computed.

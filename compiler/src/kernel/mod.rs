@@ -146,10 +146,25 @@ impl Kernel {
         }
     }
 
-    /// Symbol stem: the family and a hash of [`Kernel::text`]. Generated functions are `{symbol}_{entry}_{tier}`.
+    /// Symbol stem: the family and a hash of [`Kernel::text`]. Generated functions are `{symbol}_{entry}_{tier}`. A contraction with a chosen cut has the
+    /// stem of the same without, and the cut after it.
     pub fn symbol(&self) -> String {
-        let hash = blake3::hash(self.text().as_bytes()).to_hex();
-        format!("{}_{}", self.family(), &hash.as_str()[..16])
+        let plain = self.plain_symbol();
+        match self {
+            Kernel::Gemm(gemm::Gemm { cut: Some(cut), .. }) => {
+                format!("{plain}_{}", cut.to_string().replace(['-', '/', '@'], "_"))
+            }
+            _ => plain,
+        }
+    }
+
+    /// [`Kernel::symbol`], whatever cut was chosen.
+    pub fn plain_symbol(&self) -> String {
+        let text = match self {
+            Kernel::Gemm(g) if g.cut.is_some() => Kernel::Gemm(gemm::Gemm { cut: None, ..g.clone() }).text(),
+            _ => self.text(),
+        };
+        format!("{}_{}", self.family(), &blake3::hash(text.as_bytes()).to_hex().as_str()[..16])
     }
 
     /// The whole description as canonical text (`--emit=kernels`): equal text means equal code.

@@ -37,6 +37,7 @@ fn kernel(compute: DType) -> Kernel {
         accumulate: false,
         epilogue: b.finish(),
         args: vec![EpilogueArg { offset: 0, batch: vec![], m: 4, n: 1 }],
+        cut: None,
     })
 }
 

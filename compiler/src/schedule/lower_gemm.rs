@@ -92,6 +92,7 @@ impl Lower<'_, '_> {
             accumulate,
             epilogue: super::lower::tidy(builder.finish(), "epilogue"),
             args,
+            cut: None,
         };
         let mut lowered = self.finish(i, Kernel::Gemm(kernel), slots);
         if !lowered.nodes.contains(dot) {

@@ -8,6 +8,8 @@ use super::depend::{self, Touch};
 use super::memory::{self, ALIGN, Block};
 use super::{Error, Memory, Options, Scheduled, Step, checked, lift};
 use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
+use crate::kernel::gpu::Arch;
+use crate::kernel::gpu::tuning::Tuning;
 use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target, plan_dtype};
 use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Rows, Segment, Variant};
 use std::collections::BTreeMap;
@@ -67,8 +69,15 @@ pub fn plan(
     (precision, target, rows): (&str, Target, Rows),
     graphs: &[Graph],
     states: &[StateBuffer],
+    tuning: &Tuning,
 ) -> Result<Planned, Error> {
     let mut scheduled = schedule_all(graphs, target)?;
+    if target == Target::Gpu(Arch::Sm90a) {
+        for s in &mut scheduled {
+            let kernels = s.steps.iter_mut().map(|s| &mut s.kernel);
+            tuning.apply(kernels).map_err(|why| Error::new(&s.graph.name, format!("tuning table, {why}")))?;
+        }
+    }
     let mut steps: Vec<&mut Step> = scheduled.iter_mut().flat_map(|s| s.steps.iter_mut()).collect();
     lift::lift(&mut steps);
     let mut p = Planner::new(precision, target, rows, states);

@@ -13,6 +13,10 @@
 //!
 //! What an epilogue reads is announced to the second-level cache when the tile's products begin ([`Plan::ahead`]).
 
+mod cut;
+
+pub use cut::{Cut, TILES, Tile};
+
 use crate::graph::ir::{DType, EffectMode, Op};
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::{Launch, LaunchArg, plan_dtype, round_up};
@@ -28,81 +32,6 @@ pub const VECTOR: usize = 8;
 const PROCESSORS: usize = 132;
 /// Row tiles visited before the next column tile: what runs at the same time then shares rows of A and columns of B in the second-level cache.
 pub const GROUP: usize = 8;
-
-/// How a block cuts C.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
-    /// Rows of C, 64 per multiplying warpgroup.
-    pub rows: usize,
-    /// Columns of C: 64, 128 or 256.
-    pub cols: usize,
-    /// Stages of the ring.
-    pub stages: usize,
-    /// Blocks that share a multiprocessor.
-    pub blocks: usize,
-    /// Two warpgroups take tiles in turn; otherwise all share every tile.
-    pub turns: bool,
-    /// Stages of A that shared memory keeps for a line of tiles. 0: A goes through the ring with B.
-    pub kept: usize,
-}
-
-/// The cuts there are. Turns, and two blocks per multiprocessor, hide epilogues behind products; the widest tile reads least from the second-level cache where k
-/// is deep, kept rows of A where it is not.
-pub const TILES: [Tile; 5] = [
-    Tile { rows: 128, cols: 256, stages: 4, blocks: 1, turns: false, kept: 0 },
-    Tile { rows: 128, cols: 128, stages: 6, blocks: 1, turns: true, kept: 0 },
-    Tile { rows: 128, cols: 128, stages: 6, blocks: 1, turns: true, kept: 8 },
-    Tile { rows: 128, cols: 64, stages: 4, blocks: 2, turns: false, kept: 0 },
-    Tile { rows: 64, cols: 64, stages: 6, blocks: 2, turns: false, kept: 0 },
-];
-
-impl Tile {
-    /// Warpgroups that multiply.
-    pub fn consumers(self) -> usize {
-        if self.turns { 2 } else { self.rows / 64 }
-    }
-    /// Warpgroups that share a tile.
-    pub fn sharing(self) -> usize {
-        if self.turns { 1 } else { self.consumers() }
-    }
-    /// Blocks of 64 rows of a tile that one warpgroup has.
-    pub fn parts(self) -> usize {
-        self.rows / 64 / self.sharing()
-    }
-    /// Threads per block: the multiplying warpgroups, and a warp of which one thread copies; a warpgroup where registers are redistributed.
-    pub fn threads(self) -> u32 {
-        self.consumers() as u32 * 128 + if self.registers().is_some() { 128 } else { 32 }
-    }
-    /// Registers per thread after the start: of the copying warpgroup, of the others, together no more than the 168 that each of 384 threads has at launch.
-    /// `None`: all keep what they have, which the assembler never exceeds: 96 where two blocks of two warpgroups share a multiprocessor.
-    pub fn registers(self) -> Option<(u32, u32)> {
-        (self.consumers() == 2 && self.blocks == 1).then_some((24, 240))
-    }
-    /// Bytes of one stage of A.
-    pub fn stage_a(self) -> usize {
-        self.rows * DEPTH * 2
-    }
-    /// Bytes of one stage of the ring: rows of A unless they are kept, then columns of B.
-    pub fn stage(self) -> usize {
-        if self.kept > 0 { self.cols * DEPTH * 2 } else { (self.rows + self.cols) * DEPTH * 2 }
-    }
-    /// Barriers: two per stage and kept stage, one per warpgroup that waits for its turn.
-    pub fn barriers(self) -> usize {
-        2 * (self.stages + self.kept) + if self.turns { 2 } else { 0 }
-    }
-    /// Bytes of shared memory: the ring, kept stages, barriers.
-    pub fn shared(self) -> usize {
-        self.stages * self.stage() + self.kept * self.stage_a() + 8 * self.barriers()
-    }
-    /// Whether the cut suits k in so many stages, so many pieces, and so many column tiles.
-    fn suits(self, stages: usize, splits: usize, cols: usize) -> bool {
-        (!self.turns || splits == 1) && (self.kept == 0 || stages <= self.kept && cols >= 2)
-    }
-    /// Cycles of one stage's products, or of fetching its operands from the second-level cache, from which a multiprocessor gets about 40 bytes per cycle.
-    fn stage_cycles(self) -> usize {
-        (self.rows * self.cols / 32).max(self.stage() / 40)
-    }
-}
 
 /// How the bulk copy engine reads an operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,15 +124,13 @@ pub struct Plan {
 impl Plan {
     /// The plan of a contraction that [`check`] takes.
     pub fn of(g: &Gemm) -> Plan {
-        #[cfg(test)]
-        if let Some(cut) = forced::CUT.get() {
-            return Plan::with(g, TILES[cut.tile], cut.splits);
-        }
         let stages = g.k.div_ceil(DEPTH);
         let mut best: Option<(usize, Tile, usize)> = None;
-        for tile in TILES {
+        for tile in TILES.into_iter().filter(|&tile| g.cut.is_none_or(|cut| cut.tile == tile)) {
             // Pieces shorter than 8 stages are not worth a second launch.
-            for splits in 1..=(stages / 8).clamp(1, 64) {
+            let most = (stages / 8).clamp(1, 64);
+            let (least, most) = g.cut.and_then(|cut| cut.splits).map_or((1, most), |n| (n, n));
+            for splits in least..=most {
                 let cost = cost(g, tile, splits);
                 if tile.suits(stages, splits, g.n.div_ceil(tile.cols)) && best.is_none_or(|(least, ..)| cost < least) {
                     best = Some((cost, tile, splits));
@@ -212,6 +139,16 @@ impl Plan {
         }
         let (_, tile, splits) = best.unwrap_or((0, TILES[1], 1));
         Plan::with(g, tile, splits)
+    }
+
+    /// Says why a contraction cannot be cut so.
+    pub fn suits(g: &Gemm, cut: Cut) -> Result<(), String> {
+        let stages = g.k.div_ceil(DEPTH);
+        let splits = cut.splits.unwrap_or(1);
+        if splits > stages || !cut.tile.suits(stages, splits, g.n.div_ceil(cut.tile.cols)) {
+            return Err(format!("{cut} does not suit {}x{}x{}", g.m, g.n, g.k));
+        }
+        Ok(())
     }
 
     /// The plan with a given cut.
@@ -342,6 +279,9 @@ pub fn check(g: &Gemm) -> Result<(), String> {
     if g.symmetric && g.m != g.n {
         return fail("symmetric but not square".into());
     }
+    if let Some(cut) = g.cut {
+        Plan::suits(g, cut)?;
+    }
     epilogue(g).or_else(fail)
 }
 
@@ -416,43 +356,10 @@ pub fn launches(g: &Gemm) -> Vec<Launch> {
     all
 }
 
-/// Cuts that tests choose, so that small shapes meet every one.
-#[cfg(test)]
-pub mod forced {
-    use std::cell::Cell;
-
-    /// A cut.
-    #[derive(Clone, Copy, Debug)]
-    pub struct Cut {
-        /// Number of the tile.
-        pub tile: usize,
-        /// Pieces of k.
-        pub splits: usize,
-        /// Blocks of `main`.
-        pub blocks: u32,
-    }
-
-    thread_local! {
-        /// What [`super::Plan::of`] takes on this thread.
-        pub static CUT: Cell<Option<Cut>> = const { Cell::new(None) };
-    }
-
-    /// Runs `work` with a cut.
-    pub fn with<T>(cut: Option<Cut>, work: impl FnOnce() -> T) -> T {
-        let before = CUT.replace(cut);
-        let result = work();
-        CUT.set(before);
-        result
-    }
-}
-
 /// Blocks of `main`.
 pub fn blocks(g: &Gemm, plan: &Plan) -> u32 {
-    #[cfg(test)]
-    if let Some(cut) = forced::CUT.get() {
-        return cut.blocks.min(plan.items(g) as u32);
-    }
-    plan.items(g).min(PROCESSORS * plan.tile.blocks) as u32
+    let most = g.cut.and_then(|cut| cut.blocks).unwrap_or(PROCESSORS * plan.tile.blocks);
+    plan.items(g).min(most) as u32
 }
 
 /// A launch with one thread for each of `vectors`.

@@ -7,6 +7,7 @@ pub mod attend;
 pub mod gemm;
 pub mod row;
 pub mod scatter;
+pub mod tuning;
 
 use super::{Kernel, Launch};
 

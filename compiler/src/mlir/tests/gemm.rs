@@ -143,6 +143,7 @@ impl Case {
             accumulate: self.accumulate,
             epilogue: plain(batch, m, n, self.out, self.accumulate),
             args: vec![dense(batch, m, n)],
+            cut: None,
         };
         let kernel = Kernel::Gemm(g);
         let old: Vec<f32> = (0..batch * m * n).map(|_| random.uniform() as f32).collect();
@@ -233,6 +234,7 @@ fn symmetric_products_equal_full_ones() {
                     accumulate: false,
                     epilogue: plain(2, n, n, DType::F32, false),
                     args: vec![dense(2, n, n)],
+                    cut: None,
                 };
                 for tier in code_tiers(&Kernel::Gemm(g.clone())) {
                     let results: Vec<Vec<u8>> = [true, false]
@@ -309,6 +311,7 @@ fn epilogues_follow_the_interpreter() {
         accumulate: false,
         epilogue: graph.clone(),
         args,
+        cut: None,
     };
     let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| to_bf16(random.uniform() as f32)).collect() };
     let inputs = [draw(batch * m), draw(n), draw(batch), draw(batch * m * n), draw(batch * m * n)];
@@ -374,6 +377,7 @@ fn descriptions_it_cannot_emit_are_refused() {
         accumulate: true,
         epilogue: plain(1, 4, 4, DType::F32, false),
         args: vec![dense(1, 4, 4)],
+        cut: None,
     };
     let refuse = |g: &Gemm| object::text(&Job { kernel: Kernel::Gemm(g.clone()), tier: Tier::V3 }, Text::Mlir).err();
     assert!(refuse(&g).expect("accumulate without accumulation").contains("accumulate"));
@@ -400,6 +404,7 @@ fn snapshots() {
             accumulate: false,
             epilogue: plain(1, m, n, DType::F32, false),
             args: vec![dense(1, m, n)],
+            cut: None,
         };
         let kernel = Kernel::Gemm(g);
         let symbol = kernel.symbol();

@@ -96,7 +96,9 @@ fn write(heap: &mut Heap, b: &golf_runtime::plan::Buffer, data: &[f64]) {
 fn graphs_run_from_segments() {
     let size = Size { layers: 2, time: 21, xsa: 2, ..TINY };
     let graphs = [Model::micro(size, DType::F32), Model::score(size, DType::F32)];
-    let p = plan(("f32", crate::kernel::Target::Cpu, Default::default()), &graphs, &states(&graphs)).unwrap();
+    let p =
+        plan(("f32", crate::kernel::Target::Cpu, Default::default()), &graphs, &states(&graphs), &Default::default())
+            .unwrap();
     let mut heap = segments(&p);
     for (i, g) in graphs.iter().enumerate() {
         let inputs = contents(g, &[("tokens", 50), ("targets", 50)]);
@@ -128,7 +130,9 @@ fn graphs_run_from_segments() {
 #[test]
 fn layers_share_kernels() {
     let graphs = [Model::micro(VRL11, DType::Bf16), Model::score(VRL11, DType::Bf16)];
-    let p = plan(("bf16", crate::kernel::Target::Cpu, Default::default()), &graphs, &states(&graphs)).unwrap();
+    let p =
+        plan(("bf16", crate::kernel::Target::Cpu, Default::default()), &graphs, &states(&graphs), &Default::default())
+            .unwrap();
     super::emittable(p.kernels.iter());
     let mut listing = String::new();
     for (g, steps) in p.steps.iter().enumerate() {

@@ -11,8 +11,7 @@ use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph};
 use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
 use crate::kernel::gpu::Arch;
-use crate::kernel::gpu::gemm::forced::{self, Cut};
-use crate::kernel::gpu::gemm::{Plan, TILES};
+use crate::kernel::gpu::gemm::{Cut, Plan, TILES};
 use crate::kernel::{Kernel, Target};
 use crate::mlir::object::{self, Job, Text};
 use crate::mlir::ptxas;
@@ -76,28 +75,27 @@ fn gemm(batch: usize, (m, n, k): (usize, usize, usize), majors: (bool, bool), ou
         accumulate: false,
         epilogue: plain(extents, m, n, out, false),
         args: vec![dense(batch, m, n)],
+        cut: None,
     }
 }
 
 /// Runs a kernel in the emulator against the reference.
 fn emulate(g: &Gemm, cut: Option<Cut>) {
-    let kernel = Kernel::Gemm(g.clone());
-    let what = || format!("{cut:?}\n{}", kernel.text());
-    forced::with(cut, || {
-        Target::Gpu(Arch::Sm90a).check(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
-        let trial = Trial::new(&kernel, 1).unwrap_or_else(|e| panic!("{e}\n{}", what()));
-        let code = Code::of(&kernel, Arch::Sm90a).unwrap_or_else(|e| panic!("{e}\n{}", what()));
-        for (seed, lazy) in [(0, false), (1, true)] {
-            let mut args = trial.args.clone();
-            let options = Options { seed, lazy, workers: 1 };
-            code.run(&kernel, &mut args, &options).unwrap_or_else(|e| panic!("{e}\n{}", what()));
-            trial.compare(&args).unwrap_or_else(|e| panic!("{options:?}: {e}\n{}", what()));
-        }
-    });
+    let kernel = Kernel::Gemm(Gemm { cut, ..g.clone() });
+    let what = || kernel.text();
+    Target::Gpu(Arch::Sm90a).check(&kernel).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+    let trial = Trial::new(&kernel, 1).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+    let code = Code::of(&kernel, Arch::Sm90a).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+    for (seed, lazy) in [(0, false), (1, true)] {
+        let mut args = trial.args.clone();
+        let options = Options { seed, lazy, workers: 1 };
+        code.run(&kernel, &mut args, &options).unwrap_or_else(|e| panic!("{e}\n{}", what()));
+        trial.compare(&args).unwrap_or_else(|e| panic!("{options:?}: {e}\n{}", what()));
+    }
 }
 
-fn cut(tile: usize, splits: usize, blocks: u32) -> Option<Cut> {
-    Some(Cut { tile, splits, blocks })
+fn cut(tile: usize, splits: usize, blocks: usize) -> Option<Cut> {
+    Some(Cut { tile: TILES[tile], splits: Some(splits), blocks: Some(blocks) })
 }
 
 #[test]
@@ -322,7 +320,8 @@ fn products_and_epilogues_stay_in_registers() {
         let (m, n) = (1024, 1024);
         let mut g = gemm(1, (m, n, 512), (true, tile % 2 == 0), DType::Bf16);
         (g.epilogue, g.args) = residual(m, n);
-        let (ptx, report) = forced::with(cut(tile, 1, 8), || assembled(&g));
+        g.cut = cut(tile, 1, 8);
+        let (ptx, report) = assembled(&g);
         // Four products per stage and part: once peeled, once in the loop.
         assert_eq!(ptx.matches("wgmma.mma_async").count(), 8 * TILES[tile].parts());
         assert_eq!(ptx.matches("cp.async.bulk.prefetch.tensor").count(), 1);
@@ -345,10 +344,10 @@ fn reads_like_a_pipeline() {
     let mut g = gemm(1, (64, 64, 128), (true, false), DType::F32);
     g.a.dtype = DType::F32;
     // Partial sums: the shortest epilogue.
-    let text = forced::with(cut(4, 2, 2), || {
-        let kernel = Kernel::Gemm(g);
-        let symbol = kernel.symbol();
-        object::text(&Job { kernel, tier: Tier::Gpu(Arch::Sm90a) }, Text::Mlir).unwrap().replace(&symbol, "gemm")
-    });
+    g.cut = cut(4, 2, 2);
+    let kernel = Kernel::Gemm(g);
+    let symbol = kernel.symbol();
+    let job = Job { kernel, tier: Tier::Gpu(Arch::Sm90a) };
+    let text = object::text(&job, Text::Mlir).unwrap().replace(&symbol, "gemm");
     insta::assert_snapshot!("gemm", text);
 }
