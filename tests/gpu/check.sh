@@ -6,6 +6,7 @@ set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "${1:-$here/out}")
 mkdir -p "$out"; cd "$here"
+gunzip -f ./*.gz golden/*.gz 2>/dev/null
 report=$out/report.md; : >"$report"
 failed=0
 line() { echo "$*" | tee -a "$report"; }
@@ -17,20 +18,21 @@ run() {
   line '```'; tail -n "${LINES_SHOWN:-12}" "$out/$name.log" | cut -c1-${WIDTH:-200} | tee -a "$report"; line '```'
   line "\`$name\`: exit $code, $((SECONDS - start)) s"; [ "$code" -eq 0 ] || failed=1
 }
-# kernels CHECK: all of its kernels; one that breaks or blocks the device costs no other its trial.
+# kernels CHECK [OPTIONS]: all of its kernels; one that breaks or blocks the device costs no other its trial.
 kernels() {
   local log=$out/$1.log
-  timeout "${LIMIT:-150}" "./$1" >"$log" 2>&1 || failed=1
+  timeout "${LIMIT:-150}" "./$@" >"$log" 2>&1 || failed=1
   line '```'; grep -E '^(FAILED|error)' "$log" | cut -c1-220 | sort -u | head -40 | tee -a "$report"; tail -n 12 "$log" | grep -E 'right' | tee -a "$report"; line '```'
 }
 line "# GPU report"
 line ""
 line "$(date -u +%F) · $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader) · $(python3 -c 'import torch; print("torch", torch.__version__)')"
-for p in ${PARTS:-kernels golden tiny bench torch}; do
+for p in ${PARTS:-kernels golden tiny bench tune torch}; do
   case $p in
     kernels)
       part "Kernels against the f64 reference"
-      for c in check_small check_wide; do kernels "$c"; done ;;
+      for c in check_small check_wide; do kernels "$c"; done
+      kernels check_turns --only gemm ;;
     golden)
       part "vrl11 at reduced sizes against the published bf16 program"
       run probe ./golden_run probe --weights golden/weights.safetensors --tokens golden/tokens.safetensors --out "$out/probe.safetensors" --device cuda:0
@@ -45,6 +47,11 @@ for p in ${PARTS:-kernels golden tiny bench torch}; do
     bench)
       part "vrl11, T=2048, 98,304 tokens a step, bf16: golf"
       LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --device cuda:0 ;;
+    tune)
+      part "Cuts of contractions"
+      run tune_default ./vrl11 bench --steps 3 --kernels 1000 --device cuda:0
+      for c in tune_*x*; do run "$c" "./$c" bench --steps 3 --kernels 1000 --device cuda:0; done
+      LINES_SHOWN=60 run tuning python3 tune.py "$out/tune_default.log" "$out"/tune_*x*.log ;;
     torch)
       part "The same step, attention and ceilings in PyTorch"
       WIDTH=900
