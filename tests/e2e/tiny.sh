@@ -30,7 +30,7 @@ for f in "$root"/grammar/src/*.rs "$root"/runtime/src/*.rs "$root"/runtime/src/*
 ok "compiles ($(stat -c %s tiny) bytes)"
 [ "$(stat -c %s tiny)" -lt 30000000 ] || fail "executable of 30 MB or more"
 ldd tiny | awk '{print $1}' | grep -vE '^(linux-vdso|libc|libm|libgcc_s|/lib64/ld-linux)' && fail "links more than libc, libm, libgcc_s" || ok "links libc, libm, libgcc_s only"
-mkdir empty && (cd empty && env -i ../tiny info >/dev/null) || fail "not so: ""runs in an empty directory with an empty environment"; ok "runs in an empty directory with an empty environment"
+mkdir empty && (cd empty && env -i ../tiny info >/dev/null) || fail "runs in an empty directory with an empty environment"; ok "runs in an empty directory with an empty environment"
 
 steps=${STEPS:-60}
 for t in 1 2 3; do
@@ -42,7 +42,7 @@ for f in weights.safetensors artifact.golfa nll.f32 receipt.jsonl; do
   cmp "run1/$f" "run2/$f" && cmp "run1/$f" "run3/$f" || fail "$f differs over --threads 1, 2, 3"
 done
 ok "same bits with 1, 2 and 3 threads"
-grep -q '"val_bpb"' run1/submission.json && [ -s run1/README.md ] && [ -s run1/curve.svg ] || fail "not so: ""report written"; ok "report written"
+grep -q '"val_bpb"' run1/submission.json && [ -s run1/README.md ] && [ -s run1/curve.svg ] || fail "report written"; ok "report written"
 
 # Twenty kills, at steps and at byte offsets of checkpoint writes, then the same bits as undisturbed.
 seed=${KILL_SEED:-$RANDOM}
@@ -61,7 +61,7 @@ while [ "$killed" -lt 20 ]; do
   esac
 done 2>/dev/null
 ./tiny train --data data --out killed --seed 7 --steps "$steps" $mode >/dev/null
-cmp run1/weights.safetensors killed/weights.safetensors || fail "not so: ""twenty kills, then resumed to the same bits"; ok "twenty kills, then resumed to the same bits"
+cmp run1/weights.safetensors killed/weights.safetensors || fail "twenty kills, then resumed to the same bits"; ok "twenty kills, then resumed to the same bits"
 
 # Receipts.
 expect 0 "level c passed" ./tiny verify --out run1 --data data --replay
@@ -108,17 +108,17 @@ kernels() { "$golfc" "$root/models/tiny.golf" --target cpu,sm_90a --tuning "$1" 
 : >none.txt
 kernels none.txt >kernels.txt; gemm=$(sed -n '/^# sm_90a/,$p' kernels.txt | grep -m 1 '^gemm_')
 echo "$gemm 64x64 # by name" >named.txt
-kernels named.txt >kernels.txt; [ "$(grep -c ' cut=64x64$' kernels.txt)" -eq 1 ] && grep -q "^${gemm}_64x64$" kernels.txt || fail "not so: ""a tuning table names one contraction"; ok "a tuning table names one contraction"
+kernels named.txt >kernels.txt; [ "$(grep -c ' cut=64x64$' kernels.txt)" -eq 1 ] && grep -q "^${gemm}_64x64$" kernels.txt || fail "a tuning table names one contraction"; ok "a tuning table names one contraction"
 echo "* 128x128-turns" >every.txt
-kernels every.txt >kernels.txt; [ "$(grep -c ' cut=128x128-turns$' kernels.txt)" -gt 10 ] || fail "not so: ""a tuning table names every contraction"; ok "a tuning table names every contraction"
+kernels every.txt >kernels.txt; [ "$(grep -c ' cut=128x128-turns$' kernels.txt)" -gt 10 ] || fail "a tuning table names every contraction"; ok "a tuning table names every contraction"
 echo "* 96x96" >wrong.txt; expect 1 "wrong.txt: line 1: no cut is named 96x96" kernels wrong.txt
 echo "gemm_0123456789abcdef 64x64" >stale.txt; expect 1 "stale.txt: .*line 1: gemm_0123456789abcdef" kernels stale.txt
 expect 1 "absent.txt: no such file|cannot read" kernels absent.txt
 [ ! -e x ] || fail "a failed compilation left an executable"
-"$golfc" "$root/models/tiny.golf" --emit=graph=- | head -1 >/dev/null || fail "not so: ""closed stdout ends quietly"; ok "closed stdout ends quietly"
+"$golfc" "$root/models/tiny.golf" --emit=graph=- | head -1 >/dev/null || fail "closed stdout ends quietly"; ok "closed stdout ends quietly"
 
 # Reproducible: another directory, one thread.
 mkdir other && cp "$root/models/tiny.golf" other/ && (cd other && "$golfc" tiny.golf -j 1 -o ../tiny2)
-cmp tiny tiny2 || fail "not so: ""byte-identical from another directory with one thread"; ok "byte-identical from another directory with one thread"
+cmp tiny tiny2 || fail "byte-identical from another directory with one thread"; ok "byte-identical from another directory with one thread"
 echo
 echo "$passed passed, 0 failed"
