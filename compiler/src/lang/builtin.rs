@@ -134,7 +134,7 @@ table! {
     "scan" (any("a"), any("b"), optional("reverse")) Over::Exactly(1), "scan(a, b over t)", "h[t] = a[t] h[t-1] + b[t]", |e, g| e.scan(g);
     "attend" (any("q"), any("k"), any("v"), any("mask"), optional("window"), optional("scale"), optional("document")) Over::Exactly(2),
         "attend(q, k, v, causal over t, hd)",
-        "softmax attention over positions t with scores along hd times scale (1/sqrt(size(hd))); axes of q that k lacks are query groups", |e, g| e.attend(g);
+        "softmax attention over positions t with scores along hd times scale (1/sqrt(size(hd))); axes of q that k lacks are query groups; `window: n` keeps to n positions, `document: ids` to those of the same i32 id", |e, g| e.attend(g);
     "quantile" (any("x"), any("q")) Over::Exactly(1), "quantile(x, 0.999 over c)", "quantile along the axis, linear between order statistics", |e, g| e.quantile(g);
     "top_k" (any("x"), map("axes")) Over::None, "top_k(x, e -> k)", "the largest size(k) values along e, descending", |e, g| e.top_k(g, false);
     "top_k_index" (any("x"), map("axes")) Over::None, "top_k_index(x, e -> k)", "their positions, i32", |e, g| e.top_k(g, true);
@@ -471,11 +471,28 @@ impl<'p> Evaluator<'p, '_> {
         };
         let document = match g.get(6) {
             None | Some((Value::None, _)) => None,
-            Some(_) => Some(g.tensor(self, 6)?),
+            Some(_) => Some(self.document_ids(g, time)?),
         };
         let how = Attend { time, dim, scale: Bits::new(scale), causal, window, document: document.is_some() };
         let operands = [(q, g.span(0)), (k, g.span(1)), (v, g.span(2))];
         self.make(g.span, &operands, |b| b.attend(how, q, k, v, document)).map(Value::Tensor)
+    }
+
+    /// `document` of `attend`: i32 along the positions, and the batch if it has them.
+    fn document_ids(&mut self, g: &Given<'p>, time: AxisId) -> Eval<NodeId> {
+        let ids = g.tensor(self, 6)?;
+        let axes = self.b.axes(ids);
+        let placed = axes.contains(&time) && axes.iter().all(|a| *a == time || self.role(*a) == AxisRole::Batch);
+        if placed && self.node_dtype(ids) == DType::I32 {
+            return Ok(ids);
+        }
+        let found = g.operand(6).value.describe(self.b);
+        let time = self.b.axis_name(time);
+        let message =
+            format!("`document` of `attend` is an i32 id for each position of `{time}`, the same in all heads");
+        let d = Diagnostic::error(codes::WRONG_KIND, message).at(g.span(6), format!("this is {found}"));
+        Err(self
+            .error(d.hint(format!("number them by their first token: `cumsum(cast(tokens == 1, i32) over {time})`"))))
     }
 
     fn quantile(&mut self, g: &Given<'p>) -> Eval<Value<'p>> {

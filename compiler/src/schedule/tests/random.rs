@@ -157,9 +157,9 @@ impl Maker {
             }
             22 => {
                 let (t, hd) = (self.axes[1], self.axes[4]);
-                let how =
-                    Attend { time: t, dim: hd, scale: Bits::new(0.6), causal: true, window: None, document: false };
-                self.b.attend(how, x, y, y, None)
+                let document = self.below(2) == 0;
+                let how = Attend { time: t, dim: hd, scale: Bits::new(0.6), causal: true, window: None, document };
+                self.b.attend(how, x, y, y, document.then_some(self.ids))
             }
             _ => {
                 let zero = self.b.constant(0.1);
