@@ -265,8 +265,10 @@ extern "C" fn emu_wgmma_fence(site: i32) {
     attempt(site, |b| b.product_fence());
 }
 
+/// As `.sync.aligned` says, no lane goes on before its warp is there; memory is not ordered.
 extern "C" fn emu_wgmma_commit(site: i32) {
     attempt(site, |b| b.commit_products());
+    exchange(0, -1, false, 0, site);
 }
 
 extern "C" fn emu_wgmma_wait(pending: i32, site: i32) {

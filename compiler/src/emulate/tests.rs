@@ -5,7 +5,7 @@ use golf_runtime::plan::{DType, Grid, TensorMap};
 use super::launch::print;
 use super::{Code, Options};
 use crate::kernel::gpu::Arch;
-use crate::mlir::emit::{Elem, Emit, F32, I32, I64, Ty, Unit, V};
+use crate::mlir::emit::{Elem, Emit, F32, F32X16, I32, I64, Ty, Unit, V};
 use crate::mlir::gpu::ops::*;
 use crate::mlir::{passes, tier::Tier};
 
@@ -274,6 +274,35 @@ fn products_of_all_majors() {
             assert_eq!(got.expect("runs"), want, "{a:?} {b:?}");
         }
     }
+}
+
+/// The lanes that speak for their warps complete a barrier right after giving out products: the others have not missed its phase.
+#[test]
+fn lanes_of_a_warp_give_out_products_together() {
+    let k = code(1, 0, 128, |e, args, _| {
+        let number = |n: i64| e.iconst(I32, n);
+        let (smem, t) = (shared_memory(e), thread(e, 128));
+        let bar = shared_at(e, smem, 8192);
+        e.when(is_thread(e, t, 0), |e| {
+            mbarrier_init(e, bar, 4);
+            mbarrier_init_fence(e);
+        });
+        let mine = e.gep(generic(e, smem), Elem::I8, e.mul_n(t, 64));
+        e.store_aligned(e.zero(F32X16), mine, 16);
+        async_fence(e);
+        barrier(e);
+        // True until the first phase is complete, false from then on.
+        mbarrier_wait(e, bar, number(1));
+        wgmma_fence(e);
+        let d = descriptor(e, shared_address(e, smem), descriptor_bits(16, 1024));
+        let acc = wgmma(e, zeros(e, 32), true, (d, Major::K), (d, Major::K));
+        wgmma_commit(e);
+        e.when(is_thread(e, e.and(t, number(31)), 0), |e| mbarrier_arrive(e, bar));
+        let acc = wgmma_wait(e, 0, &[acc])[0];
+        store_accumulator(e, acc, t, args[0], 64);
+    });
+    let got = run(&k, 1, &grid(128, 8200, vec![]), &[vec![0xff; 64 * 64 * 4]]).expect("runs");
+    assert!(floats(&got[0]).iter().all(|x| *x == 0.0));
 }
 
 #[test]
