@@ -532,8 +532,17 @@ impl<'c> Emit<'c> {
         self.simple("arith.truncf", &[a], a.ty.with(elem))
     }
 
-    /// bf16 (held as bf16 or i16) to f32: a shift, exact.
+    /// bf16 (held as bf16 or i16) to f32: a shift, exact. A GPU has registers of two: there one is shifted, of the other the lower half is cleared.
     pub fn from_bf16(&self, a: V<'c>) -> V<'c> {
+        if self.tier.is_gpu() && a.ty.lanes >= 2 && a.ty.lanes % 2 == 0 {
+            let half = a.ty.lanes / 2;
+            let ty = Ty::vec(half, Elem::I32);
+            let pairs = self.bitcast(a, ty);
+            let low = self.shl(pairs, self.iconst(ty, 16));
+            let high = self.and(pairs, self.iconst(ty, -0x1_0000));
+            let order: Vec<i64> = (0..i64::from(half)).flat_map(|i| [i, i + i64::from(half)]).collect();
+            return self.bitcast(self.shuffle(low, high, &order), a.ty.with(Elem::F32));
+        }
         let wide = a.ty.with(Elem::I32);
         let bits = self.zero_extend(self.bitcast(a, a.ty.with(Elem::I16)), Elem::I32);
         self.bitcast(self.shl(bits, self.iconst(wide, 16)), a.ty.with(Elem::F32))

@@ -17,6 +17,7 @@ mod cut;
 
 pub use cut::{Cut, TILES, Tile};
 
+use super::PROCESSORS;
 use crate::graph::ir::{DType, EffectMode, Op};
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::{Launch, LaunchArg, plan_dtype, round_up};
@@ -28,8 +29,6 @@ pub const DEPTH: usize = 64;
 pub const FLAT_THREADS: u32 = 256;
 /// Elements that a thread of those launches, and of an epilogue, handles at a time.
 pub const VECTOR: usize = 8;
-/// Multiprocessors that work is spread over (H100 SXM, H200).
-const PROCESSORS: usize = 132;
 /// Row tiles visited before the next column tile: what runs at the same time then shares rows of A and columns of B in the second-level cache.
 pub const GROUP: usize = 8;
 

@@ -11,6 +11,12 @@ pub mod tuning;
 
 use super::{Kernel, Launch};
 
+/// Multiprocessors that work is spread over (H100 SXM, H200).
+pub(crate) const PROCESSORS: usize = 132;
+/// Shared memory of one of them, and what every block takes for itself, bytes.
+pub(crate) const SHARED: usize = 228 << 10;
+pub(crate) const SHARED_OF_BLOCK: usize = 1 << 10;
+
 /// What the GPU's code may use. The names are the assembler's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arch {

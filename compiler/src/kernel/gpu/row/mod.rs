@@ -133,6 +133,17 @@ impl Layout {
         self.block_bytes + self.team_bytes * self.teams()
     }
 
+    /// Blocks that should share a multiprocessor: of 24 warps some compute while others wait for memory, and 80 registers are left for a thread; 16 warps
+    /// where a thread has values of many arguments at hand. 1 for kernels of one row, whose few threads may have all the registers there are.
+    pub fn resident(&self, k: &Row) -> usize {
+        if k.outer.is_empty() {
+            return 1;
+        }
+        let warps = if k.args.len() <= 8 { 24 } else { 16 };
+        let shared = super::SHARED / (self.shared() + super::SHARED_OF_BLOCK);
+        (warps * WARP / self.threads).min(shared).max(1)
+    }
+
     /// Lays out the scratch. What the task section writes is shared by all rows.
     fn place(&mut self, p: &Program) {
         let common: BTreeSet<usize> = nests(&p.task).flat_map(|n| &n.stores).filter_map(|s| scratch(s.mem)).collect();

@@ -57,6 +57,10 @@ impl<'k, 'c> Block<'k, 'c> {
         // All rows of a span in turn: what varies along n only is then read once, and forgotten soon.
         let places = (0..tile.cols / 32).flat_map(|span| (0..sums.lines()).map(move |line| (span, line)));
         for (span, line) in places {
+            if tile.turns && line % 2 == 0 && (span, line) != (0, 0) {
+                // Keeps the assembler from reading ahead for more of the tile than the registers hold beside its sums.
+                ops::warp_barrier(e);
+            }
             let (of_row, inside) = &lines[line];
             let from = 32 * span as i64;
             let both = |yes| inside.map_or(yes, |inside| e.and(inside, yes));

@@ -10,8 +10,8 @@ use crate::emulate::{Code, Options};
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph};
 use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
-use crate::kernel::gpu::Arch;
 use crate::kernel::gpu::gemm::{Cut, Plan, TILES};
+use crate::kernel::gpu::{Arch, SHARED, SHARED_OF_BLOCK};
 use crate::kernel::{Kernel, Target};
 use crate::mlir::object::{self, Job, Text};
 use crate::mlir::ptxas;
@@ -265,8 +265,7 @@ fn plans_fill_the_machine() {
     let p = plan((512, 512, 512), (true, false));
     assert_eq!((p.tile.rows, p.splits), (64, 1));
     for tile in TILES {
-        // A multiprocessor has 228 KiB; each block takes 1 KiB for itself.
-        assert!(tile.blocks * (tile.shared() + 1024) <= 228 << 10, "{tile:?}");
+        assert!(tile.blocks * (tile.shared() + SHARED_OF_BLOCK) <= SHARED, "{tile:?}");
         assert!(tile.rows <= 256 && tile.cols <= 256);
     }
 }

@@ -28,7 +28,8 @@ pub fn emit(unit: &Unit, row: &Row, symbol: &dyn Fn(&str) -> String) -> Result<(
     if layout.shared() > 0 {
         ops::declare_shared(unit);
     }
-    unit.gpu_kernel(&symbol("main"), row.args.len(), 0, layout.threads as u32, |e, args, _| {
+    let shape = (layout.threads as u32, layout.resident(row) as u32);
+    unit.gpu_kernel_shared(&symbol("main"), row.args.len(), 0, shape, |e, args, _| {
         Writer::new(e, &program, &layout, args).program(e);
     });
     Ok(())
