@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use corosensei::stack::DefaultStack;
@@ -92,6 +92,8 @@ pub(super) struct Mode {
 
 /// State of a block.
 pub(super) struct Block {
+    /// Fences that a product needed, by number of the operation.
+    pub(super) fences: BTreeSet<usize>,
     pub(super) index: u32,
     pub(super) mode: Mode,
     pub(super) random: Random,
@@ -164,6 +166,7 @@ impl Block {
         let groups = threads.div_ceil(128);
         let order = Order::new(threads, memory.shared_bytes());
         Block {
+            fences: BTreeSet::new(),
             index,
             mode,
             random: Random(mode.seed.wrapping_mul(0x1000_0001).wrapping_add(index.into())),

@@ -4,7 +4,7 @@
 //! what the runtime does (launches in order, blocks in any order), on poisoned temporaries and shared memory.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -112,6 +112,8 @@ pub struct Code {
     arch: Arch,
     functions: BTreeMap<String, Function>,
     sites: Vec<String>,
+    lines: Vec<usize>,
+    fences: Mutex<BTreeSet<usize>>,
     engine: ExecutionEngine,
 }
 
@@ -123,7 +125,7 @@ impl Code {
 
     /// Compiles a module in generic form.
     pub fn of_text(generic: &str, arch: Arch) -> Result<Code, String> {
-        let Lowered { text, functions, sites } = lower(generic)?;
+        let Lowered { text, functions, sites, lines } = lower(generic)?;
         let context = passes::context();
         let mut module = passes::parse(&context, &text)?;
         passes::run(&context, &mut module, PASSES)?;
@@ -133,7 +135,7 @@ impl Code {
             unsafe { engine.register_symbol(name, address) };
         }
         let functions = functions.into_iter().map(|f| (f.symbol.clone(), f)).collect();
-        Ok(Code { arch, functions, sites, engine })
+        Ok(Code { arch, functions, sites, lines, fences: Mutex::default(), engine })
     }
 
     fn loops(&self) -> Loops {
@@ -247,6 +249,7 @@ impl Code {
         let loops = self.loops();
         let mode = Mode { seed: options.seed, lazy: options.lazy };
         let (regions, next, failed) = (Arc::new(regions), AtomicU32::new(0), Mutex::new(None));
+        let fences = &self.fences;
         std::thread::scope(|scope| {
             for _ in 0..options.workers.clamp(1, launch.tasks.max(1) as usize) {
                 scope.spawn(|| {
@@ -264,7 +267,10 @@ impl Code {
                         let mut packed: Vec<*mut u8> =
                             values.iter().map(|v| std::ptr::from_ref(v).cast_mut().cast::<u8>()).collect();
                         // SAFETY: a kernel from `lower` with as many parameters as `check_grid` has found.
-                        let (_, failure) = unsafe { block::run(block, &mut stacks, entry, packed.as_mut_ptr()) };
+                        let (block, failure) = unsafe { block::run(block, &mut stacks, entry, packed.as_mut_ptr()) };
+                        if let Ok(mut fences) = fences.lock() {
+                            fences.extend(&block.fences);
+                        }
                         if let (Some(failure), Ok(mut failed)) = (failure, failed.lock()) {
                             failed.get_or_insert((index, failure));
                         }
@@ -282,6 +288,11 @@ impl Code {
             Some(i) => Err(refuse(format!("wrote beyond buffer {i}"))),
             None => Ok(()),
         }
+    }
+
+    /// Lines of the module, from 0, with the fences that products needed in any run so far.
+    pub(super) fn needed_fences(&self) -> BTreeSet<usize> {
+        self.fences.lock().map(|all| all.iter().map(|&site| self.lines[site]).collect()).unwrap_or_default()
     }
 
     /// Adds the text of operations that a message names by number.

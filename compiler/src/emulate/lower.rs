@@ -31,6 +31,8 @@ pub struct Lowered {
     pub functions: Vec<Function>,
     /// Text of the operations that calls name by number.
     pub sites: Vec<String>,
+    /// Their lines in the module, from 0.
+    pub lines: Vec<usize>,
 }
 
 /// Most f32 registers that one operation takes or gives.
@@ -55,7 +57,8 @@ pub fn lower(generic: &str) -> Result<Lowered, String> {
     let mut w = Writer { out: String::new(), declared: BTreeMap::new(), sites: vec![], fresh: 0 };
     let mut functions: Vec<Function> = vec![];
     let mut skipping = false;
-    for text in generic.lines() {
+    let mut lines = vec![];
+    for (number, text) in generic.lines().enumerate() {
         if skipping {
             skipping = !text.trim().starts_with('}');
             continue;
@@ -80,6 +83,7 @@ pub fn lower(generic: &str) -> Result<Lowered, String> {
                 let site = w.sites.len();
                 if w.operation(&line, site as i32)? {
                     w.sites.push(text.trim().to_string());
+                    lines.push(number);
                 } else {
                     w.plain(text);
                 }
@@ -92,7 +96,7 @@ pub fn lower(generic: &str) -> Result<Lowered, String> {
     }
     text.push_str(&super::multiply::text());
     text.push_str(&w.out);
-    Ok(Lowered { text, functions, sites: w.sites })
+    Ok(Lowered { text, functions, sites: w.sites, lines })
 }
 
 impl Writer {

@@ -1,12 +1,19 @@
 //! Wrong kernels, made from right ones: how well the emulator notices mistakes.
 //!
 //! *Takes* a kernel; *gives* variants of its code and launches that differ in one place ([`Mutant`]) and which of them the emulator takes for right
-//! ([`survey`]); *promises* one change at a time: a wait, fence, barrier, arrival or commit dropped, a count, parity, offset, coordinate or
+//! ([`survey`]); *promises* one change at a time: a wait, fence, barrier, arrival or commit dropped, a count, parity, offset, coordinate, box or
 //! stride off by a little, operands or layouts exchanged.
 //!
-//! Some mutants are as right as the original (a second fence dropped, a barrier renamed), so not all can be noticed.
+//! Some mutants are as right as the original on the hardware too; [`equivalent`] says which, and why.
 
+mod equivalent;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use golf_runtime::plan::TensorMap;
 
@@ -15,12 +22,17 @@ use super::text::{Line, parse};
 use crate::kernel::gpu::Arch;
 use crate::kernel::{Kernel, Launch, gpu};
 use crate::schedule::trial::Trial;
+use equivalent::Facts;
 
 /// A changed kernel.
 #[derive(Clone, Debug)]
 pub struct Mutant {
-    /// What is changed, where.
-    pub what: String,
+    /// What is changed.
+    pub change: String,
+    /// The operation, or launch, as it was.
+    pub place: String,
+    /// The operation's line in the module, from 0.
+    pub line: Option<usize>,
     /// Its module in generic form.
     pub text: String,
     /// Its launches.
@@ -30,21 +42,28 @@ pub struct Mutant {
 /// What [`survey`] found.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
-    /// Number of mutants tried.
-    pub tried: usize,
-    /// Those that passed for right.
+    /// Number of mutants that were noticed.
+    pub caught: usize,
+    /// Those that mean the same on the hardware, by the reason.
+    pub equivalent: BTreeMap<&'static str, usize>,
+    /// Those that passed for right and are not.
     pub missed: Vec<String>,
 }
 
 impl Survey {
-    /// Share of the mutants that were noticed.
+    /// Number of mutants tried.
+    pub fn tried(&self) -> usize {
+        self.caught + self.missed.len() + self.equivalent.values().sum::<usize>()
+    }
+
+    /// Share of the mutants that matter that was noticed.
     pub fn share(&self) -> f64 {
-        1.0 - self.missed.len() as f64 / self.tried.max(1) as f64
+        self.caught as f64 / (self.caught + self.missed.len()).max(1) as f64
     }
 }
 
 /// Operations whose absence is a mistake.
-const DROPPED: [&str; 13] = [
+const DROPPED: [&str; 14] = [
     "nvvm.barrier",
     "nvvm.bar.warp.sync",
     "nvvm.fence.mbarrier.init",
@@ -58,6 +77,7 @@ const DROPPED: [&str; 13] = [
     "nvvm.wgmma.wait.group.sync.aligned",
     "nvvm.cp.async.bulk.commit.group",
     "nvvm.cp.async.bulk.wait_group",
+    "nvvm.setmaxregister",
 ];
 
 /// An operation with some operands replaced; `extra` comes before it.
@@ -118,6 +138,15 @@ fn changes(line: &Line) -> Vec<(String, String)> {
             if let Ok(n) = line.integer("group") {
                 let properties = line.properties.replace(&format!("group = {n} "), &format!("group = {} ", n + 1));
                 add("one group less waited for", rebuild(line, &line.operands, &properties, ""));
+            }
+        }
+        "nvvm.setmaxregister" => {
+            if let Ok(n) = line.integer("regCount") {
+                for by in [-8, 8] {
+                    let properties =
+                        line.properties.replace(&format!("regCount = {n} "), &format!("regCount = {} ", n + by));
+                    add(&format!("registers {by:+}"), rebuild(line, &line.operands, &properties, ""));
+                }
             }
         }
         "llvm.inline_asm" => {
@@ -216,18 +245,19 @@ pub fn mutants(kernel: &Kernel) -> Result<Vec<Mutant>, String> {
     let mut out = vec![];
     for (i, text) in lines.iter().enumerate() {
         let Some(line) = parse(text)? else { continue };
-        for (what, replacement) in changes(&line) {
+        for (change, replacement) in changes(&line) {
             let mut all = lines.clone();
             all[i] = &replacement;
-            let quoted: String = text.trim().chars().take(120).collect();
-            out.push(Mutant { what: format!("{what}: {quoted}"), text: all.join("\n"), launches: launches.clone() });
+            let place = text.trim().chars().take(160).collect();
+            out.push(Mutant { change, place, line: Some(i), text: all.join("\n"), launches: launches.clone() });
         }
     }
     for (l, launch) in launches.iter().enumerate() {
         let mut add = |what: String, change: &dyn Fn(&mut Launch)| {
             let mut launches = launches.clone();
             change(&mut launches[l]);
-            out.push(Mutant { what: format!("{what}: launch {}", launch.entry), text: whole.clone(), launches });
+            let place = format!("launch {}", launch.entry);
+            out.push(Mutant { change: what, place, line: None, text: whole.clone(), launches });
         };
         if launch.tasks > 1 {
             add("a block less".into(), &|l| l.tasks -= 1);
@@ -247,21 +277,68 @@ pub fn mutants(kernel: &Kernel) -> Result<Vec<Mutant>, String> {
     Ok(out)
 }
 
-/// Runs every `step`-th mutant of a kernel against the reference, as [`super::check`] would.
-pub fn survey(kernel: &Kernel, seed: u64, step: usize) -> Result<Survey, String> {
-    let trial = Trial::new(kernel, seed)?;
-    let mut survey = Survey::default();
-    for mutant in mutants(kernel)?.into_iter().step_by(step.max(1)) {
-        survey.tried += 1;
-        let Ok(code) = Code::of_text(&mutant.text, Arch::Sm90a) else { continue };
-        let noticed = [(0, false), (2 * seed + 1, true)].into_iter().any(|(order, lazy)| {
-            let options = Options { seed: order, lazy, ..Options::default() };
+/// Order of threads, and whether copies and products run late: those of [`super::check`], then more for what passed so far, in turn on [`TRIALS`] trials.
+const RUNS: [(u64, bool); 6] = [(3, true), (0, false), (5, true), (7, false), (9, true), (11, true)];
+
+/// Arguments that a mutant is tried on: what happens to one row of many may be too small to see with some.
+const TRIALS: u64 = 3;
+
+/// A kernel and its trials, the same for all of its mutants.
+struct Subject<'a> {
+    kernel: &'a Kernel,
+    trials: Vec<Trial>,
+}
+
+impl Subject<'_> {
+    /// What is wrong with the code, if anything.
+    fn run(&self, code: &Code, launches: &[Launch]) -> Result<(), String> {
+        for ((seed, lazy), trial) in RUNS.into_iter().zip(self.trials.iter().cycle()) {
             let mut args = trial.args.clone();
-            let ran = code.run_launches(kernel, &mutant.launches, &mut args, &options);
-            ran.is_err() || trial.compare(&args).is_err()
-        });
-        if !noticed {
-            survey.missed.push(mutant.what);
+            let options = Options { seed, lazy, workers: 1 };
+            code.run_launches(self.kernel, launches, &mut args, &options)?;
+            trial.compare(&args)?;
+        }
+        Ok(())
+    }
+
+    fn passes(&self, mutant: &Mutant) -> bool {
+        Code::of_text(&mutant.text, Arch::Sm90a).is_ok_and(|code| self.run(&code, &mutant.launches).is_ok())
+    }
+}
+
+/// Runs every `step`-th mutant of a kernel for `sm_90a` against the reference.
+pub fn survey(kernel: &Kernel, seed: u64, step: usize) -> Result<Survey, String> {
+    let trials = (seed..seed + TRIALS).map(|seed| Trial::new(kernel, seed)).collect::<Result<_, _>>()?;
+    let subject = Subject { kernel, trials };
+    let whole = text(kernel, Arch::Sm90a)?;
+    let code = Code::of_text(&whole, Arch::Sm90a)?;
+    subject.run(&code, &gpu::launches(Arch::Sm90a, kernel))?;
+    let facts = Facts::of(&whole, &code)?;
+    let all = mutants(kernel)?;
+    let chosen: Vec<&Mutant> = all.iter().step_by(step.max(1)).collect();
+    let (next, passed) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    std::thread::scope(|scope| {
+        for _ in 0..Options::default().workers {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(mutant) = chosen.get(i) else { break };
+                    if subject.passes(mutant)
+                        && let Ok(mut passed) = passed.lock()
+                    {
+                        passed.push(i);
+                    }
+                }
+            });
+        }
+    });
+    let mut passed = passed.into_inner().map_err(|_| "a thread of the survey has failed")?;
+    passed.sort_unstable();
+    let mut survey = Survey { caught: chosen.len() - passed.len(), ..Survey::default() };
+    for mutant in passed.into_iter().map(|i| chosen[i]) {
+        match facts.equivalent(mutant) {
+            Some(reason) => *survey.equivalent.entry(reason).or_default() += 1,
+            None => survey.missed.push(format!("{}: {}", mutant.change, mutant.place)),
         }
     }
     Ok(survey)

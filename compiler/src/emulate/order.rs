@@ -19,7 +19,7 @@ pub(super) type Clock = Rc<Vec<u32>>;
 /// Who accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Agent {
-    /// The products of a warpgroup; counts products.
+    /// The products of a warpgroup; counts products. Each of its warps waits for its own quarter: only who has seen all four waits has seen a product.
     Products(usize),
     /// The bulk stores of a thread; counts groups.
     Stores(usize),
@@ -36,6 +36,9 @@ struct View {
 }
 
 const NOBODY: u16 = u16::MAX;
+
+/// Warps of a warpgroup.
+const QUARTERS: u16 = 4;
 
 #[derive(Clone, Copy)]
 struct Word {
@@ -56,6 +59,10 @@ const WORD: u32 = 4;
 pub(super) struct Order {
     views: Vec<View>,
     agents: BTreeMap<Agent, u16>,
+    /// First slot after those of the threads that nobody has.
+    free: u16,
+    /// First slots of agents that have one for each warp of a warpgroup.
+    quartered: Vec<u16>,
     words: Vec<Word>,
     /// The last join: many threads do the same one after another.
     memo: Option<[Clock; 3]>,
@@ -98,14 +105,25 @@ impl Order {
         Order {
             views: (0..threads).map(view).collect(),
             agents: BTreeMap::new(),
+            free: 2 * threads as u16,
+            quartered: vec![],
             words: vec![FRESH; shared.div_ceil(WORD) as usize],
             memo: None,
         }
     }
 
     fn slot(&mut self, agent: Agent) -> u16 {
-        let next = (2 * self.views.len() + self.agents.len()) as u16;
-        *self.agents.entry(agent).or_insert(next)
+        if let Some(&slot) = self.agents.get(&agent) {
+            return slot;
+        }
+        let slot = self.free;
+        let quartered = matches!(agent, Agent::Products(_));
+        self.free += if quartered { QUARTERS } else { 1 };
+        if quartered {
+            self.quartered.push(slot);
+        }
+        self.agents.insert(agent, slot);
+        slot
     }
 
     fn name(&self, slot: u16) -> String {
@@ -156,12 +174,13 @@ impl Order {
         self.views[thread].base = joined;
     }
 
-    /// The thread has waited for what an agent did up to `count`.
+    /// The thread has waited for what an agent did up to `count`; of products, for its warp's quarter.
     pub(super) fn acquire_agent(&mut self, thread: usize, agent: Agent, count: u32) {
         if count == 0 {
             return;
         }
-        let slot = self.slot(agent) as usize;
+        let quarter = if matches!(agent, Agent::Products(_)) { thread / 32 % QUARTERS as usize } else { 0 };
+        let slot = self.slot(agent) as usize + quarter;
         let base = &self.views[thread].base;
         if base.get(slot).is_some_and(|&c| c >= count) {
             return;
@@ -211,6 +230,10 @@ impl Order {
 
     fn sees(&self, thread: usize, slot: u16, count: u32) -> bool {
         let view = &self.views[thread];
+        if self.quartered.contains(&slot) {
+            let seen = |q: u16| view.base.get((slot + q) as usize).is_some_and(|&c| c >= count);
+            return (0..QUARTERS).all(seen);
+        }
         let slot = slot as usize;
         if slot == thread {
             return true;
@@ -296,7 +319,7 @@ impl Order {
         w.read_site = site as u32;
     }
 
-    /// A read by an agent that `thread` starts: writes before it must be ordered, and ordinary ones fenced.
+    /// A read by an agent that `thread` starts.
     pub(super) fn read_async(
         &mut self,
         thread: usize,
@@ -305,7 +328,14 @@ impl Order {
         bytes: u32,
         site: usize,
     ) -> Result<(), String> {
+        self.check_async(thread, at, bytes)?;
         let reader = self.slot(agent);
+        Order::words(at, bytes).for_each(|i| self.note_read(i, thread, reader, count, site));
+        Ok(())
+    }
+
+    /// That a thread may start an asynchronous read: writes before it must be ordered, and ordinary ones fenced.
+    pub(super) fn check_async(&self, thread: usize, at: u32, bytes: u32) -> Result<(), String> {
         let threads = self.views.len();
         // Neighbours mostly have the same writer.
         let mut known = (NOBODY, 0);
@@ -327,7 +357,6 @@ impl Order {
                     ));
                 }
             }
-            self.note_read(i, thread, reader, count, site);
         }
         Ok(())
     }

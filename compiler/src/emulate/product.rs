@@ -83,7 +83,8 @@ struct Issuer {
     committed: u64,
     /// Products before this number have been waited for.
     waited: u64,
-    fenced: bool,
+    /// The fence since the last wait, by the number of its operation.
+    fence: Option<usize>,
 }
 
 impl Products {
@@ -157,7 +158,7 @@ impl Block {
     /// Allows products to use the thread's registers.
     pub(super) fn product_fence(&mut self) -> Result<(), String> {
         let (group, lane) = self.warpgroup()?;
-        self.products[group].thread(lane).fenced = true;
+        self.products[group].thread(lane).fence = Some(self.threads[self.current].site);
         Ok(())
     }
 
@@ -192,15 +193,16 @@ impl Block {
         let site = self.threads[self.current].site;
         let current = self.current;
         let products = &mut self.products[group];
-        let (number, fenced) = {
+        let (number, fence) = {
             let t = products.thread(lane);
             t.next += 1;
-            (t.next - 1, t.fenced)
+            (t.next - 1, t.fence)
         };
         let after = if zero { None } else { accumulator(products, &self.registers[current], count)? };
         // Registers written by other instructions are read: a fence must lie between.
-        if !fenced && (fragment.is_some() || after.is_none()) {
-            return Err("a product uses registers without a fence since the last wait".into());
+        if fragment.is_some() || after.is_none() {
+            let fence = fence.ok_or("a product uses registers without a fence since the last wait")?;
+            self.fences.insert(fence);
         }
         if number == products.first + products.queue.len() as u64 {
             let (sum, left) = (vec![0.0; if zero || after.is_some() { 0 } else { 64 * n }], vec![]);
@@ -268,7 +270,10 @@ impl Block {
                 continue;
             }
             for &(at, bytes) in reads {
-                self.order.read_async(warp, by, at, bytes, site)?;
+                match warp == first {
+                    true => self.order.read_async(warp, by, at, bytes, site)?,
+                    false => self.order.check_async(warp, at, bytes)?,
+                }
             }
         }
         Ok(())
@@ -291,7 +296,7 @@ impl Block {
         while t.groups.len() > pending as usize {
             before = t.groups.pop_front().unwrap_or(0);
         }
-        t.fenced = false;
+        t.fence = None;
         t.waited = t.waited.max(before);
         Ok((if before == 0 { Wait::No } else { Wait::Products { before } }, before))
     }

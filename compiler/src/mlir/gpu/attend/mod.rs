@@ -15,7 +15,7 @@ mod documents;
 mod forward;
 mod parts;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::ops;
 use crate::kernel::attend::{AttendKernel, Pass};

@@ -10,20 +10,21 @@ use crate::mlir::{ptxas, tier::Tier};
 use crate::schedule::trial::{Output, Trial};
 use golf_runtime::trial;
 
+/// A small form of attention.
 #[derive(Clone, Copy)]
-struct Case {
-    batch: usize,
-    time: usize,
-    kv: usize,
-    group: usize,
-    dim: usize,
-    causal: bool,
-    window: Option<u32>,
-    document: bool,
+pub(crate) struct Case {
+    pub batch: usize,
+    pub time: usize,
+    pub kv: usize,
+    pub group: usize,
+    pub dim: usize,
+    pub causal: bool,
+    pub window: Option<u32>,
+    pub document: bool,
 }
 
 /// Dense \[b, t, kv, g, d\] for q, \[b, kv, t, d\] for k, \[b, t, kv, 2, d\] with v second.
-fn kernel(c: Case, pass: Pass) -> Kernel {
+pub(crate) fn kernel(c: Case, pass: Pass) -> Kernel {
     let (t, kv, g, d) = (c.time as i64, c.kv as i64, c.group as i64, c.dim as i64);
     let q = Strides { offset: 0, batch: t * kv * g * d, time: kv * g * d, kv: g * d, group: d };
     let k = Strides { offset: 0, batch: kv * t * d, time: d, kv: t * d, group: 0 };

@@ -18,7 +18,7 @@ mod flat;
 mod multiply;
 mod sums;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use super::ops::{self, WARP};
 use crate::kernel::gemm::Gemm;
