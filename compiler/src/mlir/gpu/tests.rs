@@ -1,8 +1,16 @@
 //! The builder's operations: they verify, lower to PTX, and `ptxas` takes it where there is one.
 
+use super::attend::tests::{Case, kernel};
+use super::gemm::tests::gemm;
 use super::ops::*;
+use crate::graph::ir::DType;
+use crate::kernel::Kernel;
+use crate::kernel::attend::Pass;
 use crate::kernel::gpu::Arch;
+use crate::kernel::row::samples::{self, Sizes};
+use crate::kernel::scatter::Scatter;
 use crate::mlir::emit::{Elem, Emit, F32, I32, I64, Ty, Unit, V};
+use crate::mlir::object::{Job, Text};
 use crate::mlir::{object, passes, tier::Tier};
 
 /// PTX of a hand-written kernel.
@@ -100,4 +108,108 @@ fn a_tile_by_tma_and_wgmma() {
         ],
     );
     assert_eq!(Arch::Sm90a.shared_limit(), 232448);
+}
+
+/// The lines that `show` keeps, in order; equal neighbours are one line with their number.
+fn outline(text: &str, show: impl Fn(&str) -> Option<String>) -> String {
+    let mut lines: Vec<(String, usize)> = vec![];
+    for line in text.lines().filter_map(show) {
+        match lines.last_mut() {
+            Some((last, n)) if *last == line && !line.ends_with('}') => *n += 1,
+            _ => lines.push((line, 1)),
+        }
+    }
+    let one = |(line, n): &(String, usize)| if *n == 1 { line.clone() } else { format!("{line} x {n}") };
+    lines.iter().map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// Of MLIR: functions, control flow, and operations of the GPU and of memory, without their operands.
+fn outline_of_mlir(text: &str) -> String {
+    outline(text, |line| {
+        let t = line.trim_start();
+        let indent = &line[..line.len() - t.len()];
+        let (_, operation) = t.split_once(" = ").filter(|_| t.starts_with('%')).unwrap_or(("", t));
+        let name = operation.split([' ', '(']).next().unwrap_or_default();
+        let shown =
+            ["scf.for", "scf.if", "scf.while", "nvvm.", "llvm.func", "llvm.load", "llvm.store", "llvm.intr.masked"];
+        match name {
+            "}" => Some(format!("{indent}{}", operation.split(" attributes").next().unwrap_or(operation))),
+            "llvm.inline_asm" => {
+                let asm = operation.split('"').nth(1).unwrap_or_default();
+                Some(format!("{indent}{}", asm.split(' ').next().unwrap_or_default()))
+            }
+            _ if shown.iter().any(|s| name.starts_with(s)) => Some(format!("{indent}{name}")),
+            _ => None,
+        }
+    })
+}
+
+/// Of PTX: entries, labels, branches, and instructions that move data, wait, exchange or multiply, without their operands.
+fn outline_of_ptx(text: &str) -> String {
+    let shown = [
+        "ld.global",
+        "st.global",
+        "ld.shared",
+        "st.shared",
+        "mbarrier",
+        "cp.",
+        "wgmma",
+        "fence",
+        "bar.",
+        "barrier",
+        "setmaxnreg",
+        "stmatrix",
+        "ldmatrix",
+        "mma.",
+        "shfl",
+        "prefetch",
+        "ret",
+    ];
+    outline(text, |line| {
+        let t = line.trim();
+        let (guard, t) =
+            t.split_once(' ').filter(|(g, _)| g.starts_with('@')).map_or(("", t), |(_, t)| ("@ ", t.trim()));
+        let name = t.split([' ', '\t', ';']).next().unwrap_or_default();
+        match name {
+            _ if t.starts_with(".visible .entry") => Some(t.trim_end_matches('(').to_string()),
+            ".reqntid" | ".minnctapersm" | ".maxnreg" => Some(format!("  {t}")),
+            _ if t.starts_with('$') && t.ends_with(':') => Some(t.to_string()),
+            // Loops around waits are part of the wait.
+            "bra" | "bra.uni" if t.contains('$') => Some(format!(
+                "    {guard}bra {}",
+                t.split_whitespace().last().unwrap_or_default().trim_end_matches(';')
+            )),
+            _ if shown.iter().any(|s| name.starts_with(s)) => Some(format!("    {guard}{name}")),
+            _ => None,
+        }
+    })
+}
+
+/// Both outlines of a kernel, its symbol replaced by a name.
+fn outlines(name: &str, kernel: Kernel) {
+    let symbol = kernel.symbol();
+    let job = Job { kernel, tier: Tier::Gpu(Arch::Sm90a) };
+    let text = |stage| object::text(&job, stage).unwrap_or_else(|e| panic!("{name}: {e}")).replace(&symbol, name);
+    insta::assert_snapshot!(format!("{name}_mlir"), outline_of_mlir(&text(Text::Mlir)));
+    insta::assert_snapshot!(format!("{name}_ptx"), outline_of_ptx(&text(Text::Asm)));
+}
+
+#[test]
+fn kernels_read_as_meant() {
+    let s = Sizes { batch: 4, time: 64, heads: 8, dim: 64, block: 16, dtype: DType::Bf16 };
+    outlines("row", Kernel::Row(samples::rms_norm_grad(s).row));
+    outlines(
+        "scatter",
+        Kernel::Scatter(Scatter { rows: 4096, width: 64, size: 16, src: DType::Bf16, accumulate: true }),
+    );
+    let mut g = gemm(1, (256, 256, 128), (true, false), DType::F32);
+    g.cut = Some("128x128-turns".parse().unwrap());
+    outlines("gemm_turns", Kernel::Gemm(g.clone()));
+    // Copies of an operand, partial sums.
+    g.a.dtype = DType::F32;
+    g.cut = Some("64x64/2".parse().unwrap());
+    outlines("gemm_pieces", Kernel::Gemm(g));
+    let c = Case { batch: 1, time: 256, kv: 1, group: 1, dim: 64, causal: true, window: None, document: false };
+    outlines("attend_forward", kernel(c, Pass::Forward));
+    outlines("attend_backward", kernel(c, Pass::Backward));
 }
