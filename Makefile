@@ -1,5 +1,6 @@
 # make run    deps, build, real text, compile models/vrl11.golf, train, pack, score, adapt, verify
 # make test   the tests (after make deps)
+# make test-long   what takes minutes: GPU kernels in more orders on the emulator, and how many wrong ones it notices
 # make gpu-pack   a folder for a machine with a GPU (out/gpu); make gpu-check runs it there
 .PHONY: help deps build data run test test-long lint bench clean gpu-pack gpu-check
 
@@ -20,6 +21,10 @@ run: data
 
 test: deps
 	tests/e2e/test.sh
+
+test-long: deps
+	cargo test -p golf-compiler --lib whole_survey -- --ignored --nocapture --test-threads 1
+	cargo test -p golf-compiler --test trials -- --ignored --nocapture
 
 gpu-pack: build
 	tests/gpu/pack.sh out/gpu

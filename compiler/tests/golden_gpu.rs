@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{model, relative, repository, safetensors, token_inputs};
+use common::{S1016H, model, relative, repository, safetensors, token_inputs};
 use golf_compiler::emulate::{self, Options};
 use golf_compiler::graph::interpret::Tensor;
 use golf_compiler::graph::ir::{BufferKind, DType};
@@ -13,24 +13,6 @@ use golf_compiler::kernel::Target;
 use golf_compiler::kernel::gpu::Arch;
 use golf_compiler::optim::{Sizes, assemble};
 use golf_compiler::schedule::{self, schedule_with};
-
-/// Overrides that give vrl11 the sizes of tests/golden/S1016h.
-const S1016H: [&str; 14] = [
-    "vocab=128",
-    "dim=128",
-    "heads=2",
-    "kv_heads=1",
-    "mlp_hidden=384",
-    "seq=128",
-    "rope_dims=16",
-    "rope_base=22081.790273476247",
-    "bigram_buckets=64",
-    "bigram_dim=64",
-    "ve_dim=64",
-    "train.ranks=1",
-    "train.batch=128",
-    "evaluate.window=128",
-];
 
 #[test]
 fn the_emulated_step_is_the_published_one_within_its_own_rounding() {

@@ -18,6 +18,8 @@ pub enum Content {
     Random(u32),
     /// Given.
     Bytes(Vec<u8>),
+    /// [`Content::Random`] without signs.
+    Magnitudes(u32),
 }
 
 /// An argument or temporary.
@@ -38,6 +40,11 @@ impl Argument {
         match &self.content {
             Content::Poison => vec![0xff; elements * self.dtype.bytes()],
             Content::Random(bound) => fill(self.dtype, elements, *bound, &stream(seed, index)),
+            Content::Magnitudes(bound) => {
+                let mut bytes = fill(self.dtype, elements, *bound, &stream(seed, index));
+                magnitudes(self.dtype, &mut bytes);
+                bytes
+            }
             Content::Bytes(bytes) => bytes.clone(),
         }
     }
@@ -147,6 +154,13 @@ pub fn fill(dtype: DType, elements: usize, bound: u32, stream: &Stream) -> Vec<u
     bytes
 }
 
+/// Clears the signs of floats.
+pub fn magnitudes(dtype: DType, bytes: &mut [u8]) {
+    if matches!(dtype, DType::F32 | DType::Bf16 | DType::F16) {
+        bytes.chunks_mut(dtype.bytes()).for_each(|x| x[dtype.bytes() - 1] &= 0x7f);
+    }
+}
+
 /// An element as f64.
 pub fn element(dtype: DType, bytes: &[u8]) -> f64 {
     let mut wide = [0u8; 4];
@@ -189,6 +203,10 @@ mod tests {
     fn contents_depend_on_the_seed_and_comparisons_catch_differences() {
         let a = Argument { dtype: DType::Bf16, elements: 5, content: Content::Random(1) };
         assert_eq!(a.bytes(1, 0), a.bytes(1, 0));
+        let unsigned = Argument { content: Content::Magnitudes(1), ..a.clone() };
+        let floats = |a: &Argument| a.bytes(1, 0).chunks(2).map(|x| element(a.dtype, x)).collect::<Vec<_>>();
+        assert!(floats(&a).iter().any(|x| *x < 0.0));
+        assert_eq!(floats(&unsigned), floats(&a).iter().map(|x| x.abs()).collect::<Vec<_>>());
         assert_ne!(a.bytes(1, 0), a.bytes(1, 1));
         assert_ne!(a.bytes(1, 0), a.bytes(2, 0));
         let e = Expected { arg: 0, relative: 0.01, absolute: 0.0, samples: vec![(1, 2.0), (2, f64::NAN)] };

@@ -48,6 +48,24 @@ pub const S1016: [&str; 17] = [
     "evaluate.stride=16",
 ];
 
+/// Overrides that give vrl11 the sizes of tests/golden/S1016h.
+pub const S1016H: [&str; 14] = [
+    "vocab=128",
+    "dim=128",
+    "heads=2",
+    "kv_heads=1",
+    "mlp_hidden=384",
+    "seq=128",
+    "rope_dims=16",
+    "rope_base=22081.790273476247",
+    "bigram_buckets=64",
+    "bigram_dim=64",
+    "ve_dim=64",
+    "train.ranks=1",
+    "train.batch=128",
+    "evaluate.window=128",
+];
+
 /// All tensors of a safetensors file of the repository.
 pub fn safetensors(path: &str) -> BTreeMap<String, Tensor> {
     safetensors_at(&repository(path))
