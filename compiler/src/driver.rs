@@ -307,7 +307,7 @@ fn kinds(model: &lang::Model, o: &Options) -> Vec<(Target, DType)> {
     let precisions = precisions(model, o.precision.as_deref());
     let archs: Vec<Arch> = match named(o).collect::<Vec<_>>() {
         _ if precisions[0] != DType::Bf16 => vec![],
-        none if none.is_empty() && (o.targets.is_empty() || o.check_kernels) => vec![Arch::Sm90a],
+        none if none.is_empty() && (o.targets.is_empty() || o.check_kernels) => Arch::ALL.to_vec(),
         some => some,
     };
     let cpu = precisions.into_iter().map(|p| (Target::Cpu, p));

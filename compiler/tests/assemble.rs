@@ -30,23 +30,23 @@ struct Module {
     launches: Vec<(String, Grid)>,
 }
 
-/// A program's GPU variant.
-fn plan(name: &str) -> Planned {
-    planned(&model(name, &[]), Target::Gpu(Arch::Sm90a), DType::Bf16).unwrap_or_else(|e| panic!("{name}: {e}"))
+/// A program's variant for a kind of GPU.
+fn plan(arch: Arch, name: &str) -> Planned {
+    planned(&model(name, &[]), Target::Gpu(arch), DType::Bf16).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// PTX of kernels, made anew.
-fn compile(kernels: &[Kernel], threads: usize) -> Vec<String> {
-    let jobs: Vec<Job> = kernels.iter().map(|k| Job { kernel: k.clone(), tier: Tier::Gpu(Arch::Sm90a) }).collect();
+fn compile(arch: Arch, kernels: &[Kernel], threads: usize) -> Vec<String> {
+    let jobs: Vec<Job> = kernels.iter().map(|k| Job { kernel: k.clone(), tier: Tier::Gpu(arch) }).collect();
     let (texts, _) =
         object::compile(&jobs, &object::Options { threads, cache: None }).unwrap_or_else(|e| panic!("{e}"));
     texts.into_iter().map(|t| String::from_utf8(t).unwrap()).collect()
 }
 
-/// The modules of a program's GPU variant.
-fn modules(name: &str) -> Vec<Module> {
-    let plan = plan(name);
-    let texts = compile(&plan.kernels, object::Options::default().threads);
+/// The modules of that variant.
+fn modules(arch: Arch, name: &str) -> Vec<Module> {
+    let plan = plan(arch, name);
+    let texts = compile(arch, &plan.kernels, object::Options::default().threads);
     let mut launches: Vec<Vec<(String, Grid)>> = vec![vec![]; plan.kernels.len()];
     for k in &plan.variant.kernels {
         let grid = k.gpu.clone().unwrap_or_else(|| panic!("{} has no grid", k.symbol));
@@ -56,8 +56,8 @@ fn modules(name: &str) -> Vec<Module> {
     all.map(|((kernel, ptx), launches)| Module { kernel, ptx, launches }).collect()
 }
 
-/// What the assembler says of each, in order.
-fn assemble(tool: &Path, modules: &[Module]) -> Vec<Report> {
+/// What the assembler says of each, in order, for the devices their text names, and that it takes them for these later ones.
+fn assemble(tool: &Path, modules: &[Module], later: &[&str]) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
     let threads = object::Options::default().threads;
@@ -66,7 +66,11 @@ fn assemble(tool: &Path, modules: &[Module]) -> Vec<Report> {
             scope.spawn(|| {
                 while let Some(m) = modules.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let report = ptxas::assemble(tool, &m.ptx);
-                    let report = report.unwrap_or_else(|e| panic!("{}: {e}\n{}", m.kernel.symbol(), m.kernel.text()));
+                    let refused = |e: String| -> Report { panic!("{}: {e}\n{}", m.kernel.symbol(), m.kernel.text()) };
+                    let report = report.unwrap_or_else(refused);
+                    for device in later {
+                        ptxas::assemble_for(tool, device, &m.ptx).unwrap_or_else(refused);
+                    }
                     found.lock().unwrap().insert(m.kernel.symbol(), report);
                 }
             });
@@ -98,9 +102,15 @@ fn row_bytes(k: &kernel::row::Row) -> usize {
 }
 
 /// Instructions that make up an entry.
-fn meant(kernel: &Kernel, entry: &str) -> &'static [&'static str] {
+fn meant(arch: Arch, kernel: &Kernel, entry: &str) -> &'static [&'static str] {
     const VECTORS: &[&str] = &[".v4.b32"];
+    const WARPS: &[&str] = &[
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+        "ldmatrix.sync.aligned.m8n8.x4",
+        "cp.async.cg.shared.global",
+    ];
     match (kernel, entry) {
+        (Kernel::Gemm(_), "main") | (Kernel::Attend(_), "main" | "dkdv" | "dq") if arch == Arch::Sm80 => WARPS,
         (Kernel::Gemm(_), "main") => &[
             "wgmma.mma_async.sync.aligned.m64n",
             "cp.async.bulk.tensor.",
@@ -147,10 +157,12 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
         return;
     };
     let mut wrong = vec![];
-    for name in ["tiny", "vrl11"] {
-        let all = modules(name);
+    let programs =
+        [(Arch::Sm90a, "tiny", &[][..]), (Arch::Sm90a, "vrl11", &[]), (Arch::Sm80, "tiny", &["sm_90a", "sm_100"])];
+    for (arch, name, later) in programs {
+        let all = modules(arch, name);
         let mut table: BTreeMap<String, Row> = BTreeMap::new();
-        for (m, report) in all.iter().zip(assemble(&tool, &all)) {
+        for (m, report) in all.iter().zip(assemble(&tool, &all, later)) {
             let mut say =
                 |entry: &str, what: String| wrong.push(format!("{name}: {entry}: {what}\n{}", m.kernel.text()));
             if !report.remarks.is_empty() {
@@ -161,7 +173,7 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
                     say(&m.kernel.symbol(), format!("{bad} in its PTX"));
                 }
             }
-            for launch in Target::Gpu(Arch::Sm90a).launches(&m.kernel) {
+            for launch in Target::Gpu(arch).launches(&m.kernel) {
                 let symbol = format!("{}_{}", m.kernel.symbol(), launch.entry);
                 let usage = report.kernels[&symbol];
                 let (_, grid) =
@@ -171,14 +183,14 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
                     say(&symbol, format!("{} registers for each of {} threads", usage.registers, grid.threads));
                 }
                 let shared = usage.shared + grid.shared;
-                if shared > Arch::Sm90a.shared_limit() {
+                if shared > arch.shared_limit() {
                     say(&symbol, format!("{shared} bytes of shared memory"));
                 }
                 if usage.spills > spills(&m.kernel, launch.entry, launch.tasks) {
                     say(&symbol, format!("{} bytes spilled", usage.spills));
                 }
                 let text = body(&m.ptx, &symbol);
-                for missing in meant(&m.kernel, launch.entry).iter().filter(|i| !text.contains(**i)) {
+                for missing in meant(arch, &m.kernel, launch.entry).iter().filter(|i| !text.contains(**i)) {
                     say(&symbol, format!("has no {missing}"));
                 }
                 let row = table.entry(format!("{} {}", m.kernel.family(), launch.entry)).or_default();
@@ -190,7 +202,8 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
             }
         }
         println!(
-            "{name}: {} modules\n{:>18} {:>7} {:>9} {:>8} {:>11} {:>8}",
+            "{name}, {}: {} modules\n{:>18} {:>7} {:>9} {:>8} {:>11} {:>8}",
+            arch.name(),
             all.len(),
             "entry",
             "kernels",
@@ -213,7 +226,7 @@ fn every_kernel_of_whole_programs_assembles_as_meant() {
 fn two_builds_give_the_same_ptx() {
     // The first few of every family.
     let mut taken: BTreeMap<String, usize> = BTreeMap::new();
-    let mut few = plan("tiny").kernels;
+    let mut few = plan(Arch::Sm90a, "tiny").kernels;
     few.retain(|k| {
         let n = taken.entry(k.family().to_string()).or_default();
         *n += 1;
@@ -221,7 +234,7 @@ fn two_builds_give_the_same_ptx() {
     });
     let families: Vec<&str> = taken.keys().map(String::as_str).collect();
     assert_eq!(families, ["attend", "attend_grad", "gemm", "row", "scatter"]);
-    let (one, three) = (compile(&few, 1), compile(&few, 3));
+    let (one, three) = (compile(Arch::Sm90a, &few, 1), compile(Arch::Sm90a, &few, 3));
     for ((k, a), b) in few.iter().zip(&one).zip(&three) {
         assert!(a == b, "the PTX of two builds differs:\n{}", k.text());
     }

@@ -19,6 +19,11 @@ fn the_emulated_step_is_the_published_one_within_its_own_rounding() {
     step(Arch::Sm90a);
 }
 
+#[test]
+fn so_is_the_step_of_every_gpu_since_ampere() {
+    step(Arch::Sm80);
+}
+
 fn step(arch: Arch) {
     let case: serde_json::Value =
         serde_json::from_slice(&std::fs::read(repository("tests/golden/S1016h/case.json")).unwrap()).unwrap();

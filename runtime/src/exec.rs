@@ -83,24 +83,26 @@ pub struct Session {
 /// Kinds of GPU that the program holds code for.
 const GPU: &str = "sm_";
 
-/// The variant for a precision and a kind of device: `cpu`, or a GPU's (any `sm_*`).
-fn variant_for(p: &Program, precision: &str, gpu: bool) -> Option<usize> {
-    p.variants.iter().position(|v| v.precision == precision && v.device.starts_with(GPU) == gpu)
+/// The variants for a precision and a kind of device: `cpu`, or GPUs (any `sm_*`), the best for a device that runs several first.
+fn variants_for(p: &Program, precision: &str, gpu: bool) -> Vec<usize> {
+    let fits = |&i: &usize| p.variants[i].precision == precision && p.variants[i].device.starts_with(GPU) == gpu;
+    (0..p.variants.len()).filter(fits).collect()
 }
 
 /// The GPU to use, if one is to be used. Errors: asked for by name and not to be had.
 fn choose_gpu(p: &Program, precision: &str, options: &Options) -> Result<Option<(usize, Gpu)>> {
-    let variant = variant_for(p, precision, true);
-    let open = |variant: usize, ordinal: u32| {
+    let variants = variants_for(p, precision, true);
+    let open = |ordinal: u32| {
         let gpu = Gpu::open(ordinal)?;
-        gpu.fits(&p.variants[variant].device)?;
+        let kinds: Vec<&str> = variants.iter().map(|&v| &p.variants[v].device[..]).collect();
+        let variant = variants[gpu.choose(&kinds)?];
         Ok::<_, Error>((variant, gpu))
     };
-    match (options.device, variant) {
-        (Device::Cpu, _) | (Device::Auto, None) => Ok(None),
+    match (options.device, variants.is_empty()) {
+        (Device::Cpu, _) | (Device::Auto, true) => Ok(None),
         // Naming a CPU kind asks for the CPU.
-        (Device::Auto, Some(_)) if options.isa.is_some() => Ok(None),
-        (Device::Auto, Some(variant)) => match open(variant, 0) {
+        (Device::Auto, false) if options.isa.is_some() => Ok(None),
+        (Device::Auto, false) => match open(0) {
             Ok(found) => Ok(Some(found)),
             Err(why) => {
                 // A machine without a driver has no GPU to speak of; the header says what runs.
@@ -110,11 +112,11 @@ fn choose_gpu(p: &Program, precision: &str, options: &Options) -> Result<Option<
                 Ok(None)
             }
         },
-        (Device::Cuda(n), None) => {
+        (Device::Cuda(n), true) => {
             let other = p.variants.iter().find(|v| v.device.starts_with(GPU));
             Err(Error::machine(match other {
                 None => format!(
-                    "--device cuda:{n}: this program holds no code for a GPU (compile it with --target cpu,sm_90a); --device cpu runs it here"
+                    "--device cuda:{n}: this program holds no code for a GPU (compile it with --target cpu,sm_90a,sm_80); --device cpu runs it here"
                 ),
                 Some(v) => format!(
                     "--device cuda:{n}: this program holds GPU code in {} only, not in {precision}",
@@ -122,10 +124,10 @@ fn choose_gpu(p: &Program, precision: &str, options: &Options) -> Result<Option<
                 ),
             }))
         }
-        (Device::Cuda(_), Some(_)) if options.isa.is_some() => {
+        (Device::Cuda(_), false) if options.isa.is_some() => {
             Err(Error::usage("--isa names a CPU kind, --device a GPU: one of them"))
         }
-        (Device::Cuda(n), Some(variant)) => open(variant, n).map(Some),
+        (Device::Cuda(n), false) => open(n).map(Some),
     }
 }
 
@@ -135,7 +137,7 @@ impl Session {
     pub fn new(code: Arc<Code>, options: &Options) -> Result<Session> {
         let p = &code.program;
         let precision = options.precision.clone().unwrap_or_else(|| p.variants[0].precision.clone());
-        let Some(on_cpu) = variant_for(p, &precision, false) else {
+        let Some(&on_cpu) = variants_for(p, &precision, false).first() else {
             let have: Vec<_> =
                 p.variants.iter().filter(|v| !v.device.starts_with(GPU)).map(|v| v.precision.as_str()).collect();
             return Err(Error::usage(format!(
@@ -240,11 +242,11 @@ impl Session {
         self.threads
     }
 
-    /// Arithmetic ceiling: of this session's threads, measured; of a GPU by its data sheet.
+    /// Arithmetic ceiling: of this session's threads, measured; of Hopper by its data sheet, of other GPUs not known.
     pub fn peak(&mut self) -> Option<Peak> {
         match &mut self.backend {
             Backend::Cpu(l) => Peak::measure(l.pool(), &self.kind),
-            Backend::Gpu(_) => Some(HOPPER),
+            Backend::Gpu(_) => (self.kind == "sm_90a").then_some(HOPPER),
         }
     }
 

@@ -390,7 +390,7 @@ pub struct Rows {
 pub struct Variant {
     /// `bf16` or `f32`.
     pub precision: String,
-    /// `cpu`, or the GPU kind the kernels are for: `sm_90a`. State and gradient segments have the same layout on all devices.
+    /// `cpu`, or the GPU kind the kernels are for: `sm_90a`, `sm_80` (also for later ones). State and gradient segments have the same layout on all devices.
     pub device: String,
     /// Rows that one run of each graph takes.
     pub rows: Rows,

@@ -14,10 +14,12 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::barrier::{Barrier, Mbarrier};
 use super::copy::Copies;
+use super::groups::Groups;
 use super::lower::REGISTERS;
 use super::memory::Memory;
 use super::multiply::Loops;
 use super::order::Order;
+use super::piece::Piece;
 use super::product::{Parts, Products};
 
 /// Bytes of a fiber's stack. Kernels keep at most a few kilobytes of spilled registers there.
@@ -104,6 +106,7 @@ pub(super) struct Block {
     pub(super) barriers: Vec<Barrier>,
     pub(super) mbarriers: BTreeMap<u32, Mbarrier>,
     pub(super) copies: Copies,
+    pub(super) pieces: Groups<Piece>,
     pub(super) order: Order,
     pub(super) products: Vec<Products>,
     pub(super) loops: Loops,
@@ -177,6 +180,7 @@ impl Block {
             barriers: (0..16).map(|_| Barrier::default()).collect(),
             mbarriers: BTreeMap::new(),
             copies: Copies::new(threads),
+            pieces: Groups::new(threads),
             order,
             products: (0..groups).map(|_| Products::default()).collect(),
             loops,
@@ -257,6 +261,9 @@ impl Block {
     /// What must not be left over when all threads have returned.
     fn check_end(&self) -> Result<(), String> {
         self.copies.check_end()?;
+        if let Some(t) = self.pieces.left() {
+            return Err(format!("the block ends before thread {t} has waited for its copies"));
+        }
         for (g, products) in self.products.iter().enumerate() {
             products.check_end().map_err(|what| format!("warpgroup {g} {what}"))?;
         }

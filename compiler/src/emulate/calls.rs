@@ -39,6 +39,9 @@ pub(super) fn table() -> Vec<(&'static str, *mut ())> {
         emu_tma_wait,
         emu_tma_prefetch,
         emu_tma_ahead,
+        emu_copy,
+        emu_copy_commit,
+        emu_copy_wait,
         emu_async_fence,
         emu_set_registers,
         emu_wgmma_fence,
@@ -249,6 +252,21 @@ extern "C" fn emu_tma_ahead(map: usize, rank: i32, c0: i32, c1: i32, c2: i32, c3
     attempt(site, |b| b.ahead(map, rank, [c0, c1, c2, c3, c4]));
 }
 
+extern "C" fn emu_copy(to: usize, from: usize, count: i32, site: i32) {
+    attempt(site, |b| b.copy_piece(to, from, count));
+}
+
+extern "C" fn emu_copy_commit(site: i32) {
+    attempt(site, |b| {
+        b.pieces.commit(b.current);
+        Ok(())
+    });
+}
+
+extern "C" fn emu_copy_wait(pending: i32, site: i32) {
+    attempt(site, |b| b.wait_pieces(pending));
+}
+
 extern "C" fn emu_async_fence(site: i32) {
     attempt(site, |b| b.async_fence());
 }
@@ -343,10 +361,12 @@ extern "C" fn emu_mma(_: usize, site: i32) {
         let mut values = [0u64; 10];
         let registers = &b.registers[b.current];
         values.iter_mut().zip(registers).for_each(|(v, &r)| *v = r.into());
-        b.meet(&values, false)
+        let (wait, buffer) = b.meet(&values, false)?;
+        b.multiply_fragments(buffer);
+        Ok((wait, buffer))
     });
     wait_for(wait);
-    with(|b| b.multiply_fragments(buffer));
+    with(|b| b.take_fragment(buffer));
 }
 
 // ---- arithmetic ----

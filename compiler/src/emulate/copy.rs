@@ -5,11 +5,10 @@
 //! not written.
 #![allow(unsafe_code)]
 
-use std::collections::VecDeque;
-
 use golf_runtime::plan::TensorMap;
 
 use super::block::Block;
+use super::groups::Groups;
 use super::order::Agent;
 
 /// A tensor map whose tensor has been found in memory. Kernels pass its address around and never look inside.
@@ -115,21 +114,12 @@ pub(super) struct Copy {
 pub(super) struct Copies {
     /// Loads and the mbarrier each completes on.
     loads: Vec<(Copy, u32)>,
-    /// Stores of each thread: those since its last commit, and the groups before.
-    open: Vec<Vec<Copy>>,
-    groups: Vec<VecDeque<Vec<Copy>>>,
-    /// Number of groups of each thread so far.
-    committed: Vec<u32>,
+    stores: Groups<Copy>,
 }
 
 impl Copies {
     pub(super) fn new(threads: usize) -> Copies {
-        Copies {
-            loads: vec![],
-            open: vec![vec![]; threads],
-            groups: vec![VecDeque::new(); threads],
-            committed: vec![0; threads],
-        }
+        Copies { loads: vec![], stores: Groups::new(threads) }
     }
 
     /// Number of loads that have not run.
@@ -142,8 +132,7 @@ impl Copies {
         if let Some((copy, _)) = self.loads.first() {
             return Err(format!("the block ends before the load of operation {} has run", copy.site));
         }
-        let left = |t: &usize| !self.open[*t].is_empty() || !self.groups[*t].is_empty();
-        match (0..self.open.len()).find(left) {
+        match self.stores.left() {
             Some(t) => Err(format!("the block ends before thread {t} has waited for its bulk stores")),
             None => Ok(()),
         }
@@ -203,31 +192,26 @@ impl Block {
         let copy = self.new_copy(map, from, rank, at)?;
         // SAFETY: see `new_copy`.
         let bytes = unsafe { (*copy.map).bytes() };
-        let by = (Agent::Stores(self.current), self.copies.committed[self.current] + 1);
+        let by = (Agent::Stores(self.current), self.copies.stores.current(self.current));
         self.order.read_async(self.current, by, copy.shared, bytes as u32, copy.site)?;
         if !self.mode.lazy {
             self.run_copy(&copy, false)?;
         }
-        self.copies.open[self.current].push(copy);
+        self.copies.stores.push(self.current, copy);
         Ok(())
     }
 
     /// Closes the thread's group of stores.
     pub(super) fn commit_stores(&mut self) {
-        let group = std::mem::take(&mut self.copies.open[self.current]);
-        self.copies.groups[self.current].push_back(group);
-        self.copies.committed[self.current] += 1;
+        self.copies.stores.commit(self.current);
     }
 
     /// Completes all but the last `pending` groups of the thread.
     pub(super) fn wait_stores(&mut self, pending: i32) -> Result<(), String> {
-        while self.copies.groups[self.current].len() > pending as usize {
-            let group = self.copies.groups[self.current].pop_front().unwrap_or_default();
-            if self.mode.lazy {
-                group.iter().try_for_each(|copy| self.run_copy(copy, false))?;
-            }
+        let (ended, read) = self.copies.stores.wait(self.current, pending as usize);
+        if self.mode.lazy {
+            ended.iter().try_for_each(|copy| self.run_copy(copy, false))?;
         }
-        let read = self.copies.committed[self.current] - self.copies.groups[self.current].len() as u32;
         self.order.acquire_agent(self.current, Agent::Stores(self.current), read);
         Ok(())
     }

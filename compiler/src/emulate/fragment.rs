@@ -53,21 +53,39 @@ impl Block {
         Ok(())
     }
 
-    /// The current lane's four elements of `c + a b` on 16 x 8 x 16.
+    /// `c + a b` on 16 x 8 x 16 of the current warp, in place of c, if this lane is the last to come.
     pub(super) fn multiply_fragments(&mut self, buffer: usize) {
-        let (warp, lane) = (self.current / 32, self.current % 32);
-        let values = &self.warps[warp].values[buffer];
-        let a = |row: usize, k: usize| {
-            let pair = values[row % 8 * 4 + k % 8 / 2][row / 8 + 2 * (k / 8)];
-            bf16(pair >> (16 * (k % 2)))
-        };
-        let b = |k: usize, n: usize| bf16(values[n * 4 + k % 8 / 2][4 + k / 8] >> (16 * (k % 2)));
-        let out: [u32; 4] = std::array::from_fn(|e| {
-            let (row, column) = (lane / 4 + 8 * (e / 2), 2 * (lane % 4) + e % 2);
-            let start = f32::from_bits(values[lane][6 + e] as u32);
-            (0..16).fold(start, |sum, k| sum + a(row, k) * b(k, column)).to_bits()
-        });
-        self.registers[self.current][..4].copy_from_slice(&out);
+        let warp = &mut self.warps[self.current / 32];
+        if warp.arrived != 0 {
+            return;
+        }
+        let (mut sum, mut a, mut b) = ([0f32; 16 * 8], [0f32; 16 * 16], [0f32; 16 * 8]);
+        for (lane, v) in warp.values[buffer].iter().enumerate() {
+            let (group, pair) = (lane / 4, 2 * (lane % 4));
+            for c in 0..2 {
+                let half = |bits: u64| bf16(bits >> (16 * c));
+                for i in 0..4 {
+                    a[(group + 8 * (i % 2)) * 16 + 8 * (i / 2) + pair + c] = half(v[i]);
+                }
+                for i in 0..2 {
+                    b[(8 * i + pair + c) * 8 + group] = half(v[4 + i]);
+                    sum[(group + 8 * i) * 8 + pair + c] = f32::from_bits(v[6 + 2 * i + c] as u32);
+                }
+            }
+        }
+        self.loops.multiply(&mut sum, &a, &b, 8);
+        for (lane, v) in warp.values[buffer].iter_mut().enumerate() {
+            for e in 0..4 {
+                v[6 + e] = sum[(lane / 4 + 8 * (e / 2)) * 8 + 2 * (lane % 4) + e % 2].to_bits().into();
+            }
+        }
+    }
+
+    /// The current lane's part of [`Block::multiply_fragments`] to its registers.
+    pub(super) fn take_fragment(&mut self, buffer: usize) {
+        let v = &self.warps[self.current / 32].values[buffer][self.current % 32];
+        let registers = &mut self.registers[self.current];
+        registers.iter_mut().zip(&v[6..]).for_each(|(r, &x)| *r = x as u32);
     }
 
     /// Changes the registers per thread of the current warpgroup: what to wait for.

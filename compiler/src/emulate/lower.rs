@@ -337,6 +337,21 @@ impl Writer {
                 let (group, site) = (self.i32(line.integer("group")?), self.i32(site.into()));
                 self.call("", "emu_tma_wait", &[(&group, "i32"), (&site, "i32")], "");
             }
+            "cp.async.shared.global" => {
+                if line.integer("size")? != 16 || !layout("modifier").contains("cg") {
+                    return Err(format!("the emulator does not know copies of {}", line.properties));
+                }
+                let whole = self.i32(16);
+                let site = self.i32(site.into());
+                let count = line.operands.get(2).copied().unwrap_or(&whole);
+                let pointers = [operand(line, 0)?, operand(line, 1)?].map(|p| (p, "!llvm.ptr"));
+                self.call("", "emu_copy", &[pointers[0], pointers[1], (count, "i32"), (&site, "i32")], "");
+            }
+            "cp.async.commit.group" => self.forward(line, "emu_copy_commit", &[], site)?,
+            "cp.async.wait.group" => {
+                let (n, site) = (self.i32(line.integer("n")?), self.i32(site.into()));
+                self.call("", "emu_copy_wait", &[(&n, "i32"), (&site, "i32")], "");
+            }
             "prefetch" => self.forward(line, "emu_tma_prefetch", &[0], site)?,
             "fence.proxy" => self.forward(line, "emu_async_fence", &[], site)?,
             "setmaxregister" => {

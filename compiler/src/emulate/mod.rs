@@ -4,7 +4,7 @@
 //! layouts of the hardware bit by bit: descriptors, swizzles, fragments, tensor maps, barriers and their phases.
 //!
 //! [`lower`] turns GPU operations into calls, [`launch`] compiles and runs, [`block`] holds one block whose threads are fibers, [`calls`] has the
-//! functions that generated code calls, [`barrier`], [`copy`], [`product`], [`fragment`] do the operations and [`memory`] checks addresses.
+//! functions that generated code calls, [`barrier`], [`copy`], [`piece`], [`product`], [`fragment`] do the operations and [`memory`] checks addresses.
 //!
 //! Asynchronous work runs either at once or as late as its waits allow ([`Options::lazy`]), threads in any order ([`Options::seed`]): a kernel is
 //! right if it is right in all of them. Uninitialised memory is NaN.
@@ -19,12 +19,14 @@ pub mod check;
 mod copy;
 mod fragment;
 mod graph;
+mod groups;
 pub mod launch;
 pub mod lower;
 mod memory;
 mod multiply;
 pub mod mutate;
 mod order;
+mod piece;
 mod product;
 pub mod text;
 

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 /// The functions, in a module with kernels: `emu_unpack` spreads `count` parts of eight bf16 each, the first at offset `from[i]` of `base` going to
-/// element `to[i]` of `out`, its others `step` elements apart; `emu_multiply` adds `a[64][16] b[16][n]` to `sum[64][n]`, n a multiple of 8.
+/// element `to[i]` of `out`, its others `step` elements apart; `emu_multiply` adds `a[rows][16] b[16][n]` to `sum[rows][n]`, n a multiple of 8.
 const TEXT: &str = r"
 llvm.func @emu_unpack(%out: !llvm.ptr, %base: !llvm.ptr, %places: !llvm.ptr, %count: i64, %step: i64) {
   %c0 = arith.constant 0 : i64
@@ -26,13 +26,12 @@ llvm.func @emu_unpack(%out: !llvm.ptr, %base: !llvm.ptr, %places: !llvm.ptr, %co
 STORES  }
   llvm.return
 }
-llvm.func @emu_multiply(%sum: !llvm.ptr, %a: !llvm.ptr, %b: !llvm.ptr, %n: i64) {
+llvm.func @emu_multiply(%sum: !llvm.ptr, %a: !llvm.ptr, %b: !llvm.ptr, %rows: i64, %n: i64) {
   %c0 = arith.constant 0 : i64
   %c1 = arith.constant 1 : i64
   %c8 = arith.constant 8 : i64
   %c16 = arith.constant 16 : i64
-  %c64 = arith.constant 64 : i64
-  scf.for %row = %c0 to %c64 step %c1 : i64 {
+  scf.for %row = %c0 to %rows step %c1 : i64 {
     %start = arith.muli %row, %n : i64
     %left = arith.muli %row, %c16 : i64
     scf.for %j = %c0 to %n step %c8 : i64 {
@@ -78,7 +77,7 @@ pub(super) fn text() -> String {
 pub(super) type Unpack = unsafe extern "C" fn(*mut f32, *const u8, *const [u32; 2], i64, i64);
 
 /// `emu_multiply`.
-pub(super) type Multiply = unsafe extern "C" fn(*mut f32, *const f32, *const f32, i64);
+pub(super) type Multiply = unsafe extern "C" fn(*mut f32, *const f32, *const f32, i64, i64);
 
 /// The functions of [`text`], compiled.
 #[derive(Clone, Copy)]
@@ -96,10 +95,14 @@ impl Loops {
         unsafe { (self.unpack)(out.as_mut_ptr(), base as *const u8, places.as_ptr(), places.len() as i64, step as i64) }
     }
 
-    /// `sum[64][n] += a[64][16] b[16][n]`
+    /// `sum[rows][n] += a[rows][16] b[16][n]`
     pub(super) fn multiply(&self, sum: &mut [f32], a: &[f32], b: &[f32], n: usize) {
-        assert!(n % 8 == 0 && sum.len() == 64 * n && a.len() == 64 * 16 && b.len() == 16 * n, "extents of a product");
+        let rows = a.len() / 16;
+        assert!(
+            n % 8 == 0 && sum.len() == rows * n && a.len() == rows * 16 && b.len() == 16 * n,
+            "extents of a product"
+        );
         // SAFETY: the slices have the lengths that the function goes through, as just checked.
-        unsafe { (self.multiply)(sum.as_mut_ptr(), a.as_ptr(), b.as_ptr(), n as i64) }
+        unsafe { (self.multiply)(sum.as_mut_ptr(), a.as_ptr(), b.as_ptr(), rows as i64, n as i64) }
     }
 }

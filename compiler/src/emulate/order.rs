@@ -5,7 +5,7 @@
 //! each word.
 //!
 //! A clock counts per agent what of it has been seen. Agents are the threads, each thread's fences for the asynchronous proxy (what of the thread's
-//! writes products and copies may read), the products of each warpgroup, the bulk stores of each thread, the phases of each mbarrier (what its
+//! writes products and copies may read), the products of each warpgroup, the bulk stores and the copies of each thread, the phases of each mbarrier (what its
 //! loads have written). A clock is a shared base, common to all threads that left the same barrier, and the thread's own count.
 
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub(super) enum Agent {
     Products(usize),
     /// The bulk stores of a thread; counts groups.
     Stores(usize),
+    /// The copies of 16 bytes that a thread has started; counts groups.
+    Pieces(usize),
     /// The loads that complete on the mbarrier at an offset; counts phases.
     Loads(u32),
 }
@@ -134,6 +136,7 @@ impl Order {
         match self.agents.iter().find(|(_, s)| **s == slot) {
             Some((Agent::Products(g), _)) => format!("a product of warpgroup {g}"),
             Some((Agent::Stores(t), _)) => format!("a bulk store of thread {t}"),
+            Some((Agent::Pieces(t), _)) => format!("a copy of thread {t}"),
             Some((Agent::Loads(at), _)) => format!("a bulk load on the mbarrier at {}", Memory::offset(*at)),
             None => "nobody".into(),
         }

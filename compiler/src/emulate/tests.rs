@@ -415,3 +415,42 @@ fn warp_products() {
     let want: Vec<f32> = plain(&x, &y, [16, 8, 16]).iter().map(|v| v + 1.0).collect();
     assert_eq!(floats(&got[2]), want);
 }
+
+/// 64 threads copy 16 bytes each to shared memory, of which those that exist of `count` are read, and each takes what the thread opposite has copied.
+fn copied(wait: bool, with_barrier: bool, counted: bool) -> Code {
+    code(2, 0, 64, move |e, args, _| {
+        let t = thread(e, 64);
+        let place = |i| e.mul_n(i, 16);
+        let smem = shared_memory(e);
+        let left = e.sub(e.iconst(I32, 1000), place(t));
+        let count = e.max(e.min(left, e.iconst(I32, 16)), e.iconst(I32, 0));
+        copy(e, e.gep(smem, Elem::I8, place(t)), e.gep(args[0], Elem::I8, place(t)), counted.then_some(count));
+        copy_commit(e);
+        copy_commit(e);
+        copy_wait(e, if wait { 1 } else { 2 });
+        if with_barrier {
+            barrier(e);
+        }
+        let other = e.gep(generic(e, smem), Elem::I8, place(e.xor(t, e.iconst(I32, 63))));
+        e.store_aligned(e.load_aligned(other, Ty::vec(4, Elem::I32), 16), e.gep(args[1], Elem::I8, place(t)), 16);
+        copy_wait(e, 0);
+    })
+}
+
+#[test]
+fn copies_of_threads() {
+    let bytes: Vec<u8> = (0..1000).map(|i| (i * 7 % 251) as u8).collect();
+    let grid = grid(64, 1024, vec![]);
+    let got = run(&copied(true, true, true), 1, &grid, &[bytes.clone(), vec![0xff; 1024]]).expect("runs");
+    for (i, &b) in got[1].iter().enumerate() {
+        let from = (63 - i / 16) * 16 + i % 16;
+        assert_eq!(b, bytes.get(from).copied().unwrap_or(0), "{i}");
+    }
+    let fails = |k: Code, part: &str| {
+        let why = run(&k, 1, &grid, &[bytes.clone(), vec![0xff; 1024]]).expect_err(part);
+        assert!(why.contains(part), "{part}: {why}");
+    };
+    fails(copied(true, true, false), "16 bytes at byte 992 of argument 0");
+    fails(copied(true, false, true), "with nothing to order the two");
+    fails(copied(false, true, true), "with nothing to order the two");
+}

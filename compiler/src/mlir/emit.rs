@@ -43,6 +43,8 @@ pub enum Elem {
     Ptr,
     /// A pointer into a GPU block's shared memory (`!llvm.ptr<3>`).
     Shared,
+    /// A pointer known to be into a GPU's global memory (`!llvm.ptr<1>`): source of copies that threads start.
+    Global,
     /// A pointer into the shared memory of a GPU cluster (`!llvm.ptr<7>`): destination of bulk copies.
     Cluster,
     /// That many f32 in one value (`!llvm.struct`): the accumulator of a warpgroup product, one thread's part.
@@ -56,13 +58,13 @@ impl Elem {
             Elem::I1 | Elem::I8 => 1,
             Elem::I16 | Elem::Bf16 | Elem::F16 => 2,
             Elem::I32 | Elem::F32 => 4,
-            Elem::I64 | Elem::F64 | Elem::Ptr | Elem::Shared | Elem::Cluster => 8,
+            Elem::I64 | Elem::F64 | Elem::Ptr | Elem::Shared | Elem::Global | Elem::Cluster => 8,
             Elem::Acc(n) => 4 * n as usize,
         }
     }
     /// Pointers of any address space.
     pub fn is_pointer(self) -> bool {
-        matches!(self, Elem::Ptr | Elem::Shared | Elem::Cluster)
+        matches!(self, Elem::Ptr | Elem::Shared | Elem::Global | Elem::Cluster)
     }
     /// Floats of any width.
     pub fn is_float(self) -> bool {
@@ -95,7 +97,7 @@ impl Ty {
     /// The integer type of the same width: what comparisons of bits and polynomials' exponents use.
     pub fn int(self) -> Ty {
         self.with(match self.elem {
-            Elem::F64 | Elem::I64 | Elem::Ptr => Elem::I64,
+            Elem::F64 | Elem::I64 | Elem::Ptr | Elem::Global => Elem::I64,
             Elem::Shared | Elem::Cluster => Elem::I32,
             Elem::Acc(_) => panic!("an accumulator has no integer type"),
             Elem::F32 | Elem::I32 => Elem::I32,
@@ -269,6 +271,7 @@ impl<'c> Emit<'c> {
             Elem::F64 => Type::float64(c),
             Elem::Ptr => llvm::r#type::pointer(c, 0),
             Elem::Shared => llvm::r#type::pointer(c, 3),
+            Elem::Global => llvm::r#type::pointer(c, 1),
             Elem::Cluster => llvm::r#type::pointer(c, 7),
             Elem::Acc(n) => llvm::r#type::r#struct(c, &vec![Type::float32(c); n as usize], false),
         };

@@ -420,13 +420,18 @@ fn a_gpu_that_cannot_do_it_is_an_error_when_asked_for_and_passed_over_otherwise(
     };
     for (options, words) in [
         (&["-DDEVICES=0"][..], "finds no GPU"),
-        (&["-DMAJOR=8", "-DMINOR=6"], "code for sm_90a; the device (Fake H100) is sm_86"),
+        (&["-DMAJOR=7", "-DMINOR=5"], "code for sm_90a, sm_80; the device (Fake H100) is sm_75: golf needs sm_80"),
         (&["-DMEMORY=1000000"], "out of memory on Fake H100: 2.5 MB needed (parameters and optimiser state"),
         (&["-DVERSION=12060"], "(PTX 8.6) needs 12.7 or newer"),
         (&["-DFAIL=\"norm\""], "an illegal memory access was encountered (CUDA_ERROR_ILLEGAL_ADDRESS)"),
     ] {
         let (code, _, err) = go(options, "--device cuda:0");
         assert!(code == 3 && err.contains(words), "{options:?}: {code} {err}");
+    }
+    // Hopper's code is Hopper's alone; everything else runs the portable one.
+    for (options, kind) in [(&["-DMAJOR=8", "-DMINOR=6"], "sm_80"), (&["-DMAJOR=10", "-DMINOR=0"], "sm_80")] {
+        let (code, out, err) = go(options, "--device cuda:0");
+        assert!(code == 0 && out.contains(&format!("seed 1337 · {kind}")), "{options:?}: {out}{err}");
     }
     let (code, out, err) = go(&["-DDEVICES=0"], "");
     assert!(

@@ -334,8 +334,8 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
 }
 
 /// The same variant for the fake driver: a module per kernel, calls in a chain, no packing. Where [`load`] puts the addresses in stands `ADDRESS`.
-fn on_gpu(mut v: Variant) -> Variant {
-    v.device = "sm_90a".into();
+fn on_gpu(mut v: Variant, kind: &str) -> Variant {
+    v.device = kind.into();
     v.graphs.retain(|g| !g.name.starts_with("pack."));
     v.kernels.pop();
     for (i, k) in v.kernels.iter_mut().enumerate() {
@@ -393,7 +393,10 @@ pub fn program(toy: &Toy) -> Program {
     };
     let mut variants = vec![variant(toy, "bf16"), variant(toy, "f32")];
     if toy.gpu {
-        variants.extend(variants.clone().into_iter().map(on_gpu));
+        let cpu = variants.clone();
+        for kind in ["sm_90a", "sm_80"] {
+            variants.extend(cpu.iter().map(|v| on_gpu(v.clone(), kind)));
+        }
     }
     Program {
         version: PLAN_VERSION,

@@ -15,6 +15,8 @@
 //! order that depends on timing. Rows of shared memory tiles hold 64 columns (128 bytes, swizzled); wider heads are two such panels, narrower ones are
 //! padded with zeros by the copy engine.
 
+pub mod mma;
+
 use golf_runtime::plan::{DType as PlanType, Grid, TensorMap};
 
 use super::Arch;

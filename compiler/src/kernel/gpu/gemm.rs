@@ -14,6 +14,7 @@
 //! What an epilogue reads is announced to the second-level cache when the tile's products begin ([`Plan::ahead`]).
 
 mod cut;
+pub mod mma;
 
 pub use cut::{Cut, TILES, Tile};
 
@@ -107,9 +108,9 @@ impl Source {
 
 /// Everything about a contraction's launches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct Plan<T = Tile> {
     /// Cut of C.
-    pub tile: Tile,
+    pub tile: T,
     /// Pieces of k; above 1 their sums go to a temporary and `reduce` adds them.
     pub splits: usize,
     /// Stages per piece; the last piece may have fewer.
@@ -148,16 +149,6 @@ impl Plan {
             return Err(format!("{cut} does not suit {}x{}x{}", g.m, g.n, g.k));
         }
         Ok(())
-    }
-
-    /// The plan with a given cut.
-    fn with(g: &Gemm, tile: Tile, splits: usize) -> Plan {
-        let stages = g.k.div_ceil(DEPTH);
-        let piece = stages.div_ceil(splits);
-        let a = Source::of(g, &g.a, g.m);
-        // Symmetric means that both operands are one matrix, however the second is addressed.
-        let b = if g.symmetric { a.clone() } else { Source::of(g, &g.b, g.n) };
-        Plan { tile, splits: stages.div_ceil(piece), piece, a, b }
     }
 
     /// Tiles along m and n.
@@ -219,11 +210,72 @@ impl Plan {
     pub fn partial(g: &Gemm) -> usize {
         g.matrices() * g.m * Plan::partial_pitch(g)
     }
+}
+
+impl<T> Plan<T> {
+    /// The plan with a given cut.
+    fn with(g: &Gemm, tile: T, splits: usize) -> Plan<T> {
+        let stages = g.k.div_ceil(DEPTH);
+        let piece = stages.div_ceil(splits);
+        let a = Source::of(g, &g.a, g.m);
+        // Symmetric means that both operands are one matrix, however the second is addressed.
+        let b = if g.symmetric { a.clone() } else { Source::of(g, &g.b, g.n) };
+        Plan { tile, splits: stages.div_ceil(piece), piece, a, b }
+    }
 
     fn temps(&self, g: &Gemm) -> Vec<u64> {
         let partial = (self.splits > 1).then(|| (self.splits * Plan::partial(g) * 4) as u64);
         let b = if g.symmetric { None } else { self.b.temp(g) };
         [self.a.temp(g), b, partial].into_iter().flatten().collect()
+    }
+
+    /// All launches, `main` of so many blocks.
+    fn launches(&self, g: &Gemm, blocks: u32, grid: Grid) -> Vec<Launch> {
+        let mut temps = (0..).map(LaunchArg::Temp);
+        let mut next = || temps.next().unwrap_or(LaunchArg::Temp(0));
+        let mut all = Vec::new();
+        let mut operands: Vec<LaunchArg> = Vec::new();
+        for (entry, source, o, arg) in [("cast_a", &self.a, &g.a, 0), ("cast_b", &self.b, &g.b, 1)] {
+            if let (true, [first]) = (g.symmetric, &operands[..]) {
+                operands.push(*first);
+                continue;
+            }
+            let arg = LaunchArg::Arg(arg);
+            if source.copied.is_none() {
+                operands.push(arg);
+                continue;
+            }
+            let temp = next();
+            let (rows, width) = (source.copied_rows(g), source.extents.0);
+            let bytes = (rows * width * (o.dtype.bytes() + 2)) as u64;
+            all.push(flat(entry, rows * width.div_ceil(VECTOR), vec![arg, temp], 0, bytes));
+            operands.push(temp);
+        }
+        let outputs = (2..2 + g.args.len()).map(LaunchArg::Arg);
+        let partial = (self.splits > 1).then(next);
+        let mut args = operands;
+        match partial {
+            Some(temp) => args.push(temp),
+            None => args.extend(outputs.clone()),
+        }
+        let operand = |s: &Source| s.matrices(g) * s.extents.0 * s.extents.1 * 2;
+        let results = g.output_bytes();
+        let stored = if self.splits > 1 { (self.splits * Plan::partial(g) * 4) as u64 } else { results };
+        all.push(Launch {
+            entry: "main",
+            tasks: blocks,
+            args,
+            scratch: 0,
+            flops: 2 * (g.matrices() * g.m * g.n * g.k) as u64,
+            bytes: (operand(&self.a) + operand(&self.b)) as u64 + stored,
+            gpu: Some(grid),
+        });
+        if let Some(temp) = partial {
+            let args = [temp].into_iter().chain(outputs).collect();
+            let sums = (self.splits * Plan::partial(g)) as u64;
+            all.push(flat("reduce", Plan::partial(g) / VECTOR, args, sums, 4 * sums + results));
+        }
+        all
     }
 }
 
@@ -303,56 +355,13 @@ fn epilogue(g: &Gemm) -> Result<(), String> {
 /// The generated functions.
 pub fn launches(g: &Gemm) -> Vec<Launch> {
     let plan = Plan::of(g);
-    let mut temps = (0..).map(LaunchArg::Temp);
-    let mut next = || temps.next().unwrap_or(LaunchArg::Temp(0));
-    let mut all = Vec::new();
-    let mut operands: Vec<LaunchArg> = Vec::new();
-    for (entry, source, o, arg) in [("cast_a", &plan.a, &g.a, 0), ("cast_b", &plan.b, &g.b, 1)] {
-        if let (true, [first]) = (g.symmetric, &operands[..]) {
-            operands.push(*first);
-            continue;
-        }
-        let arg = LaunchArg::Arg(arg);
-        if source.copied.is_none() {
-            operands.push(arg);
-            continue;
-        }
-        let temp = next();
-        let (rows, width) = (source.copied_rows(g), source.extents.0);
-        let bytes = (rows * width * (o.dtype.bytes() + 2)) as u64;
-        all.push(flat(entry, rows * width.div_ceil(VECTOR), vec![arg, temp], 0, bytes));
-        operands.push(temp);
-    }
-    let outputs = (2..2 + g.args.len()).map(LaunchArg::Arg);
-    let partial = (plan.splits > 1).then(next);
-    let mut args = operands;
-    match partial {
-        Some(temp) => args.push(temp),
-        None => args.extend(outputs.clone()),
-    }
     let b = if g.symmetric { &g.a } else { &g.b };
     let sides = [(&plan.a, &g.a, plan.tile.rows), (&plan.b, b, plan.tile.cols)];
     let mut maps: Vec<TensorMap> =
         sides.iter().enumerate().map(|(i, (s, o, rows))| s.map(g, o, i as u32, *rows)).collect();
     maps.extend(plan.ahead(g).into_iter().map(|(_, map)| map));
-    let operand = |s: &Source| s.matrices(g) * s.extents.0 * s.extents.1 * 2;
-    let partials = if plan.splits > 1 { plan.splits * Plan::partial(g) * 4 } else { 0 };
-    let results = g.output_bytes();
-    all.push(Launch {
-        entry: "main",
-        tasks: blocks(g, &plan),
-        args,
-        scratch: 0,
-        flops: 2 * (g.matrices() * g.m * g.n * g.k) as u64,
-        bytes: (operand(&plan.a) + operand(&plan.b) + partials) as u64 + if plan.splits > 1 { 0 } else { results },
-        gpu: Some(Grid { module: 0, threads: plan.tile.threads(), shared: plan.tile.shared() as u32, maps }),
-    });
-    if let Some(temp) = partial {
-        let args = [temp].into_iter().chain(outputs).collect();
-        let sums = (plan.splits * Plan::partial(g)) as u64;
-        all.push(flat("reduce", Plan::partial(g) / VECTOR, args, sums, 4 * sums + results));
-    }
-    all
+    let grid = Grid { module: 0, threads: plan.tile.threads(), shared: plan.tile.shared() as u32, maps };
+    plan.launches(g, blocks(g, &plan), grid)
 }
 
 /// Blocks of `main`.

@@ -1,7 +1,8 @@
 //! What kernel descriptions mean on a GPU: launches, grids, tensor maps, temporaries.
 //!
 //! *Takes* a [`Kernel`] and an [`Arch`]; *gives* its launches; *promises* that the emitters in `mlir::gpu` write exactly these functions, with
-//! these parameters. One module per family; nothing here needs MLIR. Row kernels and scatter-add are the same on every GPU.
+//! these parameters. One module per family; nothing here needs MLIR. Row kernels and scatter-add are the same on every GPU; contractions and attention stand
+//! in `gemm` and `attend` for Hopper, in `gemm::mma` and `attend::mma` for all others.
 
 pub mod attend;
 pub mod gemm;
@@ -51,10 +52,8 @@ impl Arch {
 pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
     match (kernel, arch) {
         (Kernel::Row(k), _) => row::check(k)?,
-        (Kernel::Gemm(k), Arch::Sm90a) => gemm::check(k)?,
-        (Kernel::Attend(k), Arch::Sm90a) => attend::check(k)?,
-        (Kernel::Gemm(_), Arch::Sm80) => return Err("contractions are generated for sm_90a only".into()),
-        (Kernel::Attend(_), Arch::Sm80) => return Err("attention is generated for sm_90a only".into()),
+        (Kernel::Gemm(k), _) => gemm::check(k)?,
+        (Kernel::Attend(k), _) => attend::check(k)?,
         (Kernel::Scatter(k), _) => scatter::check(k)?,
         (Kernel::Host(k), _) => return Err(format!("{:?} is a routine of the CPU", k.builtin)),
     }
@@ -72,7 +71,8 @@ pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
         (Kernel::Row(k), _) => row::launches(k),
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::launches(k),
         (Kernel::Attend(k), Arch::Sm90a) => attend::launches(k),
-        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Vec::new(),
+        (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::launches(k),
+        (Kernel::Attend(k), Arch::Sm80) => attend::mma::launches(k),
         (Kernel::Scatter(k), _) => scatter::launches(k),
         (Kernel::Host(_), _) => Vec::new(),
     }
@@ -82,8 +82,8 @@ pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
 pub fn temps(arch: Arch, kernel: &Kernel) -> Vec<u64> {
     match (kernel, arch) {
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::temps(k),
-        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Vec::new(),
-        (Kernel::Attend(k), Arch::Sm90a) => attend::temps(k),
+        (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::temps(k),
+        (Kernel::Attend(k), _) => attend::temps(k),
         (Kernel::Row(k), _) => row::temps(k),
         (Kernel::Scatter(k), _) => scatter::temps(k),
         (Kernel::Host(_), _) => Vec::new(),

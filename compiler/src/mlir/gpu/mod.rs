@@ -1,4 +1,5 @@
-//! GPU kernel emitters, one module per family.
+//! GPU kernel emitters, one module per family: contractions and attention for Hopper (`sm_90a`), and in modules `mma` for every GPU since Ampere
+//! (`sm_80`); the others for both.
 //!
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`] as `nvvm`, `llvm`, `scf`, `arith` operations; *promises* the functions
 //! that [`crate::kernel::gpu`] lists, named by [`symbol`], and MLIR that means the same on the emulator and on the hardware.
@@ -10,6 +11,7 @@ pub mod row;
 pub mod scatter;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use super::emit::Unit;
 use crate::kernel::Kernel;
@@ -26,7 +28,8 @@ pub fn emit(unit: &Unit, arch: Arch, kernel: &Kernel) -> Result<(), String> {
     match (kernel, arch) {
         (Kernel::Attend(k), Arch::Sm90a) => attend::emit(unit, k, &name),
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::emit(unit, k, &name),
-        (Kernel::Gemm(_) | Kernel::Attend(_), Arch::Sm80) => Err("generated for sm_90a only".into()),
+        (Kernel::Attend(k), Arch::Sm80) => attend::mma::emit(unit, k, &name),
+        (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::emit(unit, k, &name),
         (Kernel::Row(k), _) => row::emit(unit, k, &name),
         (Kernel::Scatter(k), _) => scatter::emit(unit, k, &name),
         (Kernel::Host(builtin), _) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),

@@ -1,4 +1,4 @@
-//! Hopper's instructions as typed methods: what kernel bodies are written in, next to the arithmetic of [`Emit`].
+//! The GPU's instructions as typed methods, Hopper's and those of every GPU since Ampere: what kernel bodies are written in, next to the arithmetic of [`Emit`].
 //!
 //! *Takes* an insertion point; *gives* one `nvvm` (or `llvm`) operation per method; *promises* the exact set that the emulator knows: an
 //! operation that is not here is not used by any GPU kernel. Register, descriptor and fragment layouts are stated where they are used.
@@ -174,6 +174,27 @@ pub fn tma_ahead<'c>(e: &Emit<'c>, map: V<'c>, coordinates: &[V<'c>]) {
 pub fn async_fence(e: &Emit) {
     let attributes = [("kind", "#nvvm.proxy_kind<async.shared>"), ("space", "#nvvm.shared_space<cta>")];
     text(e, "nvvm.fence.proxy", &[], &attributes);
+}
+
+// ---- copies that threads start (sm_80 and later) ----
+
+/// Copies 16 bytes from global memory (a generic pointer, aligned) to shared memory; with `count` (i32, 0 to 16) only so many are read, the rest is zero.
+/// The bytes may be used after [`copy_wait`] by this thread and a barrier.
+pub fn copy<'c>(e: &Emit<'c>, to: V<'c>, from: V<'c>, count: Option<V<'c>>) {
+    let from = e.op1("llvm.addrspacecast", &[from], Ty::of(Elem::Global), &[]);
+    let operands: Vec<V> = [to, from].into_iter().chain(count).collect();
+    let attributes = [("size", "16 : i32"), ("modifier", "#nvvm<load_cache_modifier cg>")];
+    text(e, "nvvm.cp.async.shared.global", &operands, &attributes);
+}
+
+/// Closes this thread's group of copies.
+pub fn copy_commit(e: &Emit) {
+    text(e, "nvvm.cp.async.commit.group", &[], &[]);
+}
+
+/// Waits until at most `pending` groups of this thread's copies are not complete.
+pub fn copy_wait(e: &Emit, pending: u32) {
+    text(e, "nvvm.cp.async.wait.group", &[], &[("n", &format!("{pending} : i32"))]);
 }
 
 // ---- warpgroup products ----

@@ -64,6 +64,9 @@ fn failed(what: &str) -> impl Fn(Status) -> Error {
     move |status| Error::machine(format!("{what} failed: {status}"))
 }
 
+/// Capability of the oldest devices that golfc makes code for, which all later ones run too.
+const PORTABLE: c_int = 80;
+
 impl Gpu {
     /// Device number `ordinal` of the machine's driver. Errors (exit 3): no or an old driver, no such device.
     pub fn open(ordinal: u32) -> Result<Gpu> {
@@ -143,19 +146,29 @@ impl Gpu {
         self.0.multiprocessors
     }
 
-    /// Error (exit 3) unless code for `kind` (`sm_90a`, `sm_80`) runs here: kinds with an `a` run on exactly that capability.
+    /// Error (exit 3) unless code for `kind` (`sm_90a`, `sm_80`) runs here.
     pub fn fits(&self, kind: &str) -> Result<()> {
+        self.choose(&[kind]).map(|_| ())
+    }
+
+    /// Number of the first kind of code that runs here: those with an `a` run on exactly that capability, others on it and all later ones. Error (exit 3): none
+    /// does.
+    pub fn choose(&self, kinds: &[&str]) -> Result<usize> {
         let (major, minor) = self.0.capability;
-        let digits = kind.trim_start_matches("sm_").trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let here = major * 10 + minor;
-        let fits = digits.parse::<c_int>().is_ok_and(|want| match kind.ends_with('a') {
-            true => want == here,
-            false => want <= here,
-        });
-        if fits {
-            return Ok(());
-        }
-        Err(Error::machine(format!("this program has code for {kind}; the device ({}) is sm_{here}", self.0.name)))
+        let runs = |kind: &&str| {
+            let digits = kind.trim_start_matches("sm_").trim_end_matches(|c: char| c.is_ascii_alphabetic());
+            digits.parse::<c_int>().is_ok_and(|want| if kind.ends_with('a') { want == here } else { want <= here })
+        };
+        kinds.iter().position(runs).ok_or_else(|| {
+            let advice = if here < PORTABLE {
+                format!("golf needs sm_{PORTABLE} or later")
+            } else {
+                format!("golfc --target cpu,sm_{PORTABLE} makes code for it")
+            };
+            let (kinds, name) = (kinds.join(", "), &self.0.name);
+            Error::machine(format!("this program has code for {kinds}; the device ({name}) is sm_{here}: {advice}"))
+        })
     }
 
     /// Bytes free and in all.

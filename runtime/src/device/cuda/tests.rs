@@ -35,7 +35,11 @@ fn machines_without_a_fitting_gpu_are_told_why() {
     let ampere = ampere.unwrap();
     ampere.fits("sm_80").unwrap();
     let e = ampere.fits("sm_90a").unwrap_err();
-    assert!(e.to_string().contains("code for sm_90a; the device (Fake H100) is sm_80"), "{e}");
+    let words = "code for sm_90a; the device (Fake H100) is sm_80: golfc --target cpu,sm_80 makes code for it";
+    assert!(e.to_string().contains(words), "{e}");
+    assert_eq!(ampere.choose(&["sm_90a", "sm_80"]).unwrap(), 1);
+    let (_library, hopper) = open(&[]);
+    assert_eq!(hopper.unwrap().choose(&["sm_90a", "sm_80"]).unwrap(), 0);
     let e = ampere.load(&kernel("k", 0, 0, "0x1")).err().expect("old driver");
     assert!(e.to_string().contains("it is for CUDA 12.4, this program's code (PTX 8.6) needs 12.7"), "{e}");
 }

@@ -8,7 +8,7 @@
 use std::f64::consts::LOG2_E;
 
 use super::documents::{Documents, tiles};
-use super::parts::{Block, Element, Mask, Place, Tensor, div_up, keys_of, least, pack_all, unpack_all};
+use super::parts::{Block, Element, Mask, Place, Tensor, keys_of, pack_all, queries_of, unpack_all};
 use crate::kernel::attend::{AttendKernel, Strides};
 use crate::kernel::gpu::attend::{COLUMNS, DELTA_ROWS, DELTA_THREADS, Order, ROWS, Shape, padded};
 use crate::mlir::emit::{Cmp, Elem, Emit, F32, I32, Ty, Unit, V};
@@ -89,17 +89,22 @@ fn wide<'c>(e: &Emit<'c>, x: V<'c>) -> V<'c> {
 }
 
 /// `P` of one tile: elements of the accumulator, `log` the negated statistics of each.
-fn probabilities<'c>(e: &Emit<'c>, k: &AttendKernel, scores: &[V<'c>], log: impl Fn(usize) -> V<'c>) -> Vec<V<'c>> {
+pub(super) fn probabilities<'c>(
+    e: &Emit<'c>,
+    k: &AttendKernel,
+    scores: &[V<'c>],
+    log: impl Fn(usize) -> V<'c>,
+) -> Vec<V<'c>> {
     let factor = e.fconst(F32, k.scale.get() * LOG2_E);
     scores.iter().enumerate().map(|(i, &x)| ops::exp2_approx(e, e.fma(x, factor, log(i)))).collect()
 }
 
 /// `dS / scale` of one tile.
-fn slopes<'c>(e: &Emit<'c>, p: &[V<'c>], dp: &[V<'c>], delta: impl Fn(usize) -> V<'c>) -> Vec<V<'c>> {
+pub(super) fn slopes<'c>(e: &Emit<'c>, p: &[V<'c>], dp: &[V<'c>], delta: impl Fn(usize) -> V<'c>) -> Vec<V<'c>> {
     p.iter().zip(dp).enumerate().map(|(i, (&p, &d))| e.mul(p, e.sub(d, delta(i)))).collect()
 }
 
-fn times<'c>(e: &Emit<'c>, values: &[V<'c>], factor: f64) -> Vec<V<'c>> {
+pub(super) fn times<'c>(e: &Emit<'c>, values: &[V<'c>], factor: f64) -> Vec<V<'c>> {
     let factor = e.fconst(F32, factor);
     values.iter().map(|&x| e.mul(x, factor)).collect()
 }
@@ -116,14 +121,8 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
         let kept = [Tensor::kv(k, maps[0]), Tensor::kv(k, maps[1])];
         let streams = [Tensor::q(k, maps[2]), Tensor::q(k, maps[3])];
         let results = [Tensor::kv(k, maps[5]), Tensor::kv(k, maps[6])];
-        // Query tiles that see any of the block's keys.
         let n = |n: usize| e.iconst(I32, n as i64);
-        let lo = if k.causal { e.divu(place.row, n(s.step)) } else { n(0) };
-        let end = match k.window {
-            Some(w) => least(e, e.add_n(place.row, (s.rows() + w as usize - 1) as i64), n(k.time)),
-            None => n(k.time),
-        };
-        let hi = div_up(e, end, s.step);
+        let (lo, hi) = queries_of(e, k, place.row, s.rows(), s.step);
         let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
         let steps = e.mul_n(e.sub(hi, lo), k.group as i64);
         block.split(
@@ -204,27 +203,41 @@ pub(super) fn keys(unit: &Unit, k: &AttendKernel, symbol: &str) {
 }
 
 /// Which of a thread's columns (two in each 8) an element of the accumulator is in.
-fn column(element: usize) -> usize {
+pub(super) fn column(element: usize) -> usize {
     element / 4 * 2 + element % 2
 }
 
 /// Row statistics of a tile whose columns are query rows.
-struct Columns<'c> {
+pub(super) struct Columns<'c> {
     /// Generic pointer to those of the thread's first column.
     at: V<'c>,
+    /// Columns of the tile.
     step: usize,
+    /// From one statistic to the other.
+    apart: usize,
 }
 
 impl<'c> Columns<'c> {
     fn new(e: &Emit<'c>, block: &Block<'_, 'c>, i: V<'c>, at: &Element<'c>) -> Self {
         let base = ops::generic(e, block.statistics(e, i));
-        Columns { at: e.gep(base, Elem::F32, at.column), step: block.s.step }
+        Columns { at: e.gep(base, Elem::F32, at.column), step: block.s.step, apart: block.s.step }
+    }
+
+    /// Those of a head, read from memory, for a tile of `step` columns; the thread's first one is query `row`.
+    pub fn in_memory(
+        e: &Emit<'c>,
+        k: &AttendKernel,
+        (statistics, head): (V<'c>, V<'c>),
+        row: V<'c>,
+        step: usize,
+    ) -> Self {
+        Columns { at: statistics_at(e, k, statistics, head, row), step, apart: padded(k) }
     }
 
     /// One of the two statistics for each of the thread's columns.
-    fn read(&self, e: &Emit<'c>, which: usize, negated: bool) -> Vec<V<'c>> {
+    pub fn read(&self, e: &Emit<'c>, which: usize, negated: bool) -> Vec<V<'c>> {
         let pair = |j: usize| {
-            let at = e.gep_const(self.at, Elem::F32, (which * self.step + 8 * j) as i64);
+            let at = e.gep_const(self.at, Elem::F32, (which * self.apart + 8 * j) as i64);
             let two = e.load_aligned(at, Ty::vec(2, Elem::F32), 8);
             [e.extract(two, 0), e.extract(two, 1)].map(|x| if negated { e.neg(x) } else { x })
         };
@@ -301,16 +314,21 @@ pub(super) fn queries(unit: &Unit, k: &AttendKernel, symbol: &str) {
     });
 }
 
+/// The first statistic of a query row of a head.
+fn statistics_at<'c>(e: &Emit<'c>, k: &AttendKernel, statistics: V<'c>, head: V<'c>, row: V<'c>) -> V<'c> {
+    let at = e.add(e.mul_n(wide(e, head), 2 * padded(k) as i64), wide(e, row));
+    e.gep(statistics, Elem::F32, at)
+}
+
 /// Negated log-sum-exp and delta of a thread's two rows.
-fn row_statistics<'c>(
+pub(super) fn row_statistics<'c>(
     e: &Emit<'c>,
     k: &AttendKernel,
     statistics: V<'c>,
     head: V<'c>,
     row: V<'c>,
 ) -> ([V<'c>; 2], [V<'c>; 2]) {
-    let at = e.add(e.mul_n(wide(e, head), 2 * padded(k) as i64), wide(e, row));
-    let at = e.gep(statistics, Elem::F32, at);
+    let at = statistics_at(e, k, statistics, head, row);
     let get = |which: usize, h: i64| e.load(e.gep_const(at, Elem::F32, (which * padded(k)) as i64 + 8 * h), F32);
     ([0, 1].map(|h| e.neg(get(0, h))), [0, 1].map(|h| get(1, h)))
 }

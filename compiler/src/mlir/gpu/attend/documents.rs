@@ -117,8 +117,12 @@ pub(super) fn tiles<'c>(
     let own = d.span_of(e, row);
     let reach = |i: usize| pair(e, e.gep_const(own, Elem::I32, (i * SPAN_WORDS + 2) as i64));
     let (first, end) = (1..s.consumers).map(reach).fold(reach(0), |(a, b), (c, d)| (least(e, a, c), most(e, b, d)));
-    let spans = s.step / ROWS;
-    (most(e, lo, e.divu(first, e.iconst(I32, spans as i64))), least(e, hi, div_up(e, end, spans)))
+    // Tiles are one or several spans, or a part of one.
+    let (first, end) = match s.step / ROWS {
+        0 => (e.mul_n(first, (ROWS / s.step) as i64), e.mul_n(end, (ROWS / s.step) as i64)),
+        spans => (e.divu(first, e.iconst(I32, spans as i64)), div_up(e, end, spans)),
+    };
+    (most(e, lo, first), least(e, hi, end))
 }
 
 /// A warpgroup's rows.
@@ -133,7 +137,7 @@ pub(super) struct Rows<'c> {
 }
 
 impl<'c> Rows<'c> {
-    /// Whether any of the `count` positions from `first` (whole spans) may be of another document than any of the rows.
+    /// Whether any of the `count` positions from `first` (whole spans, or inside of one) may be of another document than any of the rows.
     pub fn differ(&self, e: &Emit<'c>, first: V<'c>, count: usize) -> V<'c> {
         let at = self.all.span_of(e, first);
         let range = |i: usize| pair(e, e.gep_const(at, Elem::I32, (i * SPAN_WORDS) as i64));

@@ -60,9 +60,9 @@ struct Softmax<'a, 'c> {
 
 /// Maximum so far (of unscaled scores) and this thread's part of the sum so far, of its two rows.
 #[derive(Clone, Copy)]
-struct Rows<'c> {
-    max: [V<'c>; 2],
-    sum: [V<'c>; 2],
+pub(super) struct Rows<'c> {
+    pub max: [V<'c>; 2],
+    pub sum: [V<'c>; 2],
 }
 
 impl<'c> Softmax<'_, 'c> {
@@ -93,7 +93,7 @@ impl<'c> Softmax<'_, 'c> {
         block.free(e, K, n(0));
         let (low, zero) = (e.fconst(F32, f64::NEG_INFINITY), e.zero(F32));
         let start = Rows { max: [low; 2], sum: [zero; 2] };
-        let (p, rows, _) = self.softmax(e, masked(e, scores, n(0)), start);
+        let (p, rows, _) = softmax(e, k, masked(e, scores, n(0)), start);
         let p = pack_all(e, &p);
         block.wait(e, V_, n(0));
 
@@ -113,7 +113,7 @@ impl<'c> Softmax<'_, 'c> {
             ops::wgmma_commit(e);
             let scores = ops::wgmma_wait(e, 1, &[scores])[0];
             block.free(e, K, i);
-            let (p, rows, scale) = self.softmax(e, masked(e, scores, i), rows);
+            let (p, rows, scale) = softmax(e, k, masked(e, scores, i), rows);
             // The assembler moves arithmetic behind the end of the products, but not over this loop, which ends at once: it must wait for the tile anyway.
             block.wait(e, V_, i);
             // Rounded only when the product has read the old ones: both sets do not fit the registers.
@@ -135,71 +135,71 @@ impl<'c> Softmax<'_, 'c> {
         // A row that sees no key is zero; its log-sum-exp is minus infinity.
         let inverse = sum.map(|x| e.select(e.cmp(Cmp::Gt, x, zero), ops::recip_approx(e, x), zero));
         let values = scaled(e, &ops::unpack(e, acc), inverse);
-        self.log_sum_exp(e, lse, &at, first, ([rest[0], rest[1]], sum));
+        log_sum_exp(e, k, (lse, self.place), (&at, first), ([rest[0], rest[1]], sum));
         block.store(e, &[(0, values, y)], self.w, self.place);
     }
+}
 
-    /// Probabilities relative to the new maximum, the rows' new state, and what the old state was multiplied by.
-    fn softmax(&self, e: &Emit<'c>, scores: Vec<V<'c>>, old: Rows<'c>) -> (Vec<V<'c>>, Rows<'c>, [V<'c>; 2]) {
-        let factor = e.fconst(F32, self.k.scale.get() * LOG2_E);
-        let low = e.fconst(F32, f64::NEG_INFINITY);
-        let (mut p, mut rows, mut scale) = (scores.clone(), old, old.max);
-        for (h, scale) in scale.iter_mut().enumerate() {
-            let mine: Vec<usize> = (0..scores.len()).filter(|i| i / 2 % 2 == h).collect();
-            let lanes = |f: &dyn Fn(V<'c>, V<'c>) -> V<'c>, x: &[V<'c>]| -> V<'c> {
-                // Four chains: enough to hide the latency, few registers.
-                let mut chains: Vec<V<'c>> = mine[..4].iter().map(|&i| x[i]).collect();
-                mine[4..].iter().enumerate().for_each(|(n, &i)| chains[n % 4] = f(chains[n % 4], x[i]));
-                f(f(chains[0], chains[1]), f(chains[2], chains[3]))
-            };
-            let most = lanes(&|a, b| ops::fmax(e, a, b), &scores);
-            let most = over_quad(e, most, |a, b| ops::fmax(e, a, b));
-            let max = ops::fmax(e, old.max[h], most);
-            // A row that has seen no key yet: every probability is 2^(-inf - 0), zero.
-            let finite = if self.k.window.is_some() || self.k.document {
-                e.select(e.cmp(Cmp::Eq, max, low), e.zero(F32), max)
-            } else {
-                max
-            };
-            let shift = e.neg(e.mul(finite, factor));
-            *scale = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));
-            for &i in &mine {
-                p[i] = ops::exp2_approx(e, e.fma(scores[i], factor, shift));
-            }
-            rows.max[h] = max;
-            rows.sum[h] = e.fma(old.sum[h], *scale, lanes(&|a, b| e.add(a, b), &p));
+/// Probabilities relative to the new maximum, the rows' new state, and what the old state was multiplied by.
+pub(super) fn softmax<'c>(
+    e: &Emit<'c>,
+    k: &AttendKernel,
+    scores: Vec<V<'c>>,
+    old: Rows<'c>,
+) -> (Vec<V<'c>>, Rows<'c>, [V<'c>; 2]) {
+    let factor = e.fconst(F32, k.scale.get() * LOG2_E);
+    let low = e.fconst(F32, f64::NEG_INFINITY);
+    let (mut p, mut rows, mut scale) = (scores.clone(), old, old.max);
+    for (h, scale) in scale.iter_mut().enumerate() {
+        let mine: Vec<usize> = (0..scores.len()).filter(|i| i / 2 % 2 == h).collect();
+        let lanes = |f: &dyn Fn(V<'c>, V<'c>) -> V<'c>, x: &[V<'c>]| -> V<'c> {
+            // Four chains: enough to hide the latency, few registers.
+            let mut chains: Vec<V<'c>> = mine[..4].iter().map(|&i| x[i]).collect();
+            mine[4..].iter().enumerate().for_each(|(n, &i)| chains[n % 4] = f(chains[n % 4], x[i]));
+            f(f(chains[0], chains[1]), f(chains[2], chains[3]))
+        };
+        let most = lanes(&|a, b| ops::fmax(e, a, b), &scores);
+        let most = over_quad(e, most, |a, b| ops::fmax(e, a, b));
+        let max = ops::fmax(e, old.max[h], most);
+        // A row that has seen no key yet: every probability is 2^(-inf - 0), zero.
+        let finite =
+            if k.window.is_some() || k.document { e.select(e.cmp(Cmp::Eq, max, low), e.zero(F32), max) } else { max };
+        let shift = e.neg(e.mul(finite, factor));
+        *scale = ops::exp2_approx(e, e.fma(old.max[h], factor, shift));
+        for &i in &mine {
+            p[i] = ops::exp2_approx(e, e.fma(scores[i], factor, shift));
         }
-        (p, rows, scale)
+        rows.max[h] = max;
+        rows.sum[h] = e.fma(old.sum[h], *scale, lanes(&|a, b| e.add(a, b), &p));
     }
+    (p, rows, scale)
+}
 
-    /// Natural units, f32 \[batch, time, kv, group\]; one lane of four writes.
-    fn log_sum_exp(
-        &self,
-        e: &Emit<'c>,
-        lse: V<'c>,
-        at: &Element<'c>,
-        first: V<'c>,
-        (max, sum): ([V<'c>; 2], [V<'c>; 2]),
-    ) {
-        let (k, p) = (self.k, self.place);
-        let factor = e.fconst(F32, self.k.scale.get() * LOG2_E);
-        let heads = (k.kv * k.group) as i64;
-        let head = e.add(e.mul_n(p.kv, k.group as i64), p.group);
-        for h in 0..2 {
-            let row = e.add_n(e.add(first, at.row), 8 * h as i64);
-            let writes = e.cmp(Cmp::Eq, at.column, e.iconst(I32, 0));
-            let writes = e.and(writes, e.cmp(Cmp::Lt, row, e.iconst(I32, k.time as i64)));
-            let x = e.fma(max[h], factor, ops::log2_approx(e, sum[h]));
-            let x = e.mul(x, e.fconst(F32, LN_2));
-            e.when(writes, |e| {
-                let index = e.add(e.mul_n(e.add(e.mul_n(p.batch, k.time as i64), row), heads), head);
-                e.store(x, e.gep(lse, Elem::F32, index));
-            });
-        }
+/// Natural units, f32 \[batch, time, kv, group\]; one lane of four writes.
+pub(super) fn log_sum_exp<'c>(
+    e: &Emit<'c>,
+    k: &AttendKernel,
+    (lse, p): (V<'c>, &Place<'c>),
+    (at, first): (&Element<'c>, V<'c>),
+    (max, sum): ([V<'c>; 2], [V<'c>; 2]),
+) {
+    let factor = e.fconst(F32, k.scale.get() * LOG2_E);
+    let heads = (k.kv * k.group) as i64;
+    let head = e.add(e.mul_n(p.kv, k.group as i64), p.group);
+    for h in 0..2 {
+        let row = e.add_n(e.add(first, at.row), 8 * h as i64);
+        let writes = e.cmp(Cmp::Eq, at.column, e.iconst(I32, 0));
+        let writes = e.and(writes, e.cmp(Cmp::Lt, row, e.iconst(I32, k.time as i64)));
+        let x = e.fma(max[h], factor, ops::log2_approx(e, sum[h]));
+        let x = e.mul(x, e.fconst(F32, LN_2));
+        e.when(writes, |e| {
+            let index = e.add(e.mul_n(e.add(e.mul_n(p.batch, k.time as i64), row), heads), head);
+            e.store(x, e.gep(lse, Elem::F32, index));
+        });
     }
 }
 
 /// An accumulator's elements times a factor per row.
-fn scaled<'c>(e: &Emit<'c>, values: &[V<'c>], factor: [V<'c>; 2]) -> Vec<V<'c>> {
+pub(super) fn scaled<'c>(e: &Emit<'c>, values: &[V<'c>], factor: [V<'c>; 2]) -> Vec<V<'c>> {
     values.iter().enumerate().map(|(i, &x)| e.mul(x, factor[i / 2 % 2])).collect()
 }

@@ -13,6 +13,7 @@
 mod backward;
 mod documents;
 mod forward;
+pub mod mma;
 mod parts;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -479,3 +479,14 @@ pub(super) fn keys_of<'c>(e: &Emit<'c>, k: &AttendKernel, first: V<'c>, rows: us
     };
     (lo, div_up(e, end, step))
 }
+
+/// Queries that see any of the keys `first .. first + rows`, as numbers of tiles of `step`.
+pub(super) fn queries_of<'c>(e: &Emit<'c>, k: &AttendKernel, first: V<'c>, rows: usize, step: usize) -> (V<'c>, V<'c>) {
+    let n = |n: usize| e.iconst(I32, n as i64);
+    let lo = if k.causal { e.divu(first, n(step)) } else { n(0) };
+    let end = match k.window {
+        Some(w) => least(e, e.add_n(first, (rows + w as usize - 1) as i64), n(k.time)),
+        None => n(k.time),
+    };
+    (lo, div_up(e, end, step))
+}

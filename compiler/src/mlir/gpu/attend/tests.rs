@@ -80,9 +80,9 @@ const DOCUMENTS: [Case; 4] = [
 ];
 
 /// Copies and products at once and as late as possible: right, and the same bits.
-fn emulated(kernel: &Kernel, seed: u64) {
+fn emulated(arch: Arch, kernel: &Kernel, seed: u64) {
     let trial = Trial::new(kernel, seed).unwrap();
-    let code = Code::of(kernel, Arch::Sm90a).unwrap_or_else(|r| panic!("{r}"));
+    let code = Code::of(kernel, arch).unwrap_or_else(|r| panic!("{r}"));
     let run = |seed, lazy| {
         let mut args = trial.args.clone();
         let options = Options { seed, lazy, ..Options::default() };
@@ -115,12 +115,16 @@ fn difference(o: &Output, got: &[u8]) -> f64 {
 
 #[test]
 fn forward_in_the_emulator() {
-    CASES.into_iter().zip(1..).for_each(|(c, seed)| emulated(&kernel(c, Pass::Forward), seed));
+    for arch in Arch::ALL {
+        CASES.into_iter().zip(1..).for_each(|(c, seed)| emulated(arch, &kernel(c, Pass::Forward), seed));
+    }
 }
 
 #[test]
 fn backward_in_the_emulator() {
-    CASES.into_iter().zip(1..).for_each(|(c, seed)| emulated(&kernel(c, Pass::Backward), seed));
+    for arch in Arch::ALL {
+        CASES.into_iter().zip(1..).for_each(|(c, seed)| emulated(arch, &kernel(c, Pass::Backward), seed));
+    }
 }
 
 /// Ids in order (even seeds of a trial) and out of order.
@@ -129,14 +133,14 @@ fn documents_in_the_emulator() {
     for c in DOCUMENTS {
         for pass in [Pass::Forward, Pass::Backward] {
             for seed in [2, 3] {
-                emulated(&kernel(c, pass), seed);
+                Arch::ALL.into_iter().for_each(|arch| emulated(arch, &kernel(c, pass), seed));
             }
         }
     }
 }
 
-fn ptx(kernel: &Kernel) -> String {
-    let jobs = [Job { kernel: kernel.clone(), tier: Tier::Gpu(Arch::Sm90a) }];
+fn ptx(arch: Arch, kernel: &Kernel) -> String {
+    let jobs = [Job { kernel: kernel.clone(), tier: Tier::Gpu(arch) }];
     let (mut all, _) = object::compile(&jobs, &object::Options { threads: 1, cache: None }).expect("compiles");
     String::from_utf8(all.remove(0)).expect("ptx is text")
 }
@@ -148,25 +152,30 @@ fn ptxas_finds_nothing_to_say() {
         eprintln!("skipped: no ptxas (GOLF_PTXAS or the PATH)");
         return;
     };
-    for (dim, document) in [(64, false), (128, false), (64, true), (128, true)] {
+    let forms = [(64, false), (128, false), (64, true), (128, true)];
+    for (arch, (dim, document)) in Arch::ALL.into_iter().flat_map(|arch| forms.map(|form| (arch, form))) {
         for pass in [Pass::Forward, Pass::Backward] {
             let c = Case { batch: 4, time: 2048, kv: 4, group: 2, dim, document, ..ONE };
             let kernel = kernel(c, pass);
-            let report = ptxas::assemble(&assembler, &ptx(&kernel)).unwrap_or_else(|e| panic!("{e}"));
-            assert_eq!(report.kernels.len(), Target::Gpu(Arch::Sm90a).launches(&kernel).len());
+            let report = ptxas::assemble(&assembler, &ptx(arch, &kernel)).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(report.kernels.len(), Target::Gpu(arch).launches(&kernel).len());
             for (name, usage) in &report.kernels {
-                assert_eq!((usage.spills, usage.stack), (0, 0), "{name}, head dimension {dim}, documents: {document}");
+                assert_eq!(
+                    (usage.spills, usage.stack),
+                    (0, 0),
+                    "{name}, {arch:?}, head dimension {dim}, documents: {document}"
+                );
             }
             // C7519 is a fence put before the first product, outside the loop.
             let remarks: Vec<_> = report.remarks.iter().filter(|r| !r.contains("C7519")).collect();
-            assert!(remarks.is_empty(), "head dimension {dim}, {pass:?}, documents: {document}: {remarks:?}");
+            assert!(remarks.is_empty(), "{arch:?}, head dimension {dim}, {pass:?}, documents: {document}: {remarks:?}");
         }
     }
 }
 
 #[test]
 fn instructions() {
-    let text = ptx(&kernel(CASES[0], Pass::Forward));
+    let text = ptx(Arch::Sm90a, &kernel(CASES[0], Pass::Forward));
     for i in [
         "wgmma.mma_async.sync.aligned.m64n128k16",
         "wgmma.mma_async.sync.aligned.m64n64k16",
@@ -178,6 +187,17 @@ fn instructions() {
         assert!(text.contains(i), "no {i}");
     }
     assert!(!text.contains("__nv_"), "no library");
+}
+
+#[test]
+fn instructions_of_warps() {
+    let text = ptx(Arch::Sm80, &kernel(CASES[0], Pass::Forward));
+    for i in
+        ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "ldmatrix.sync.aligned.m8n8.x4.trans", "cp.async.cg"]
+    {
+        assert!(text.contains(i), "no {i}");
+    }
+    assert!(!text.contains("__nv_") && !text.contains("mbarrier"), "{text}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ const LANES: u32 = VECTOR as u32;
 
 /// An epilogue ready to be emitted (as often as needed).
 pub(super) struct Program<'k, 'c> {
-    g: &'k Gemm,
+    pub(super) g: &'k Gemm,
     /// Pointers of buffers 1.. .
     args: &'k [V<'c>],
     needed: Vec<bool>,

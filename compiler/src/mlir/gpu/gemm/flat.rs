@@ -23,8 +23,17 @@ fn each_vector<'c>(e: &Emit<'c>, vectors: usize, body: impl FnOnce(&Emit<'c>, V<
     e.when(e.cmp(Cmp::Lt, number, e.iconst(I32, vectors as i64)), |e| body(e, number));
 }
 
+/// The copies of operands that need one.
+pub(super) fn casts<T>(unit: &Unit, g: &Gemm, plan: &Plan<T>, name: &dyn Fn(&str) -> String) {
+    for (entry, source, operand) in [("cast_a", &plan.a, &g.a), ("cast_b", &plan.b, &g.b)] {
+        if let Some(pitch) = source.copied.filter(|_| entry == "cast_a" || !g.symmetric) {
+            cast(unit, &name(entry), g, source, operand, pitch);
+        }
+    }
+}
+
 /// `to[matrix, row, ..] = bf16(from[..])`: rows along the operand's contiguous index, `pitch` elements apart.
-pub(super) fn cast(unit: &Unit, symbol: &str, g: &Gemm, source: &Source, operand: &Operand, pitch: usize) {
+fn cast(unit: &Unit, symbol: &str, g: &Gemm, source: &Source, operand: &Operand, pitch: usize) {
     let (width, rows) = source.extents;
     let per_row = width.div_ceil(VECTOR);
     let stride = if source.k_major { operand.row } else { operand.k };
@@ -94,7 +103,7 @@ fn store_rounded<'c>(e: &Emit<'c>, parts: &[V<'c>], to: V<'c>, dtype: DType) {
 }
 
 /// Adds the pieces' sums in their order and runs the epilogue.
-pub(super) fn reduce(unit: &Unit, symbol: &str, g: &Gemm, plan: &Plan) {
+pub(super) fn reduce<T>(unit: &Unit, symbol: &str, g: &Gemm, plan: &Plan<T>) {
     let pitch = Plan::partial_pitch(g);
     let partial = Plan::partial(g);
     unit.gpu_kernel(symbol, 1 + g.args.len(), 0, FLAT_THREADS, |e, args, _| {

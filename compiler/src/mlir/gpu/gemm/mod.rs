@@ -15,6 +15,7 @@
 mod copy;
 mod epilogue;
 mod flat;
+pub mod mma;
 mod multiply;
 mod sums;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use super::ops::{self, WARP};
 use crate::kernel::gemm::Gemm;
 use crate::kernel::gpu::gemm::{DEPTH, GROUP, Plan, blocks, check};
 use crate::mlir::emit::{Cmp, Elem, Emit, I32, I64, Unit, V};
+pub(super) use sums::Quad;
 
 /// Bytes of a row of a stage.
 const ROW: i64 = 128;
@@ -33,11 +35,7 @@ pub fn emit(unit: &Unit, g: &Gemm, name: &dyn Fn(&str) -> String) -> Result<(), 
     check(g)?;
     let plan = Plan::of(g);
     ops::declare_shared(unit);
-    for (entry, source, operand) in [("cast_a", &plan.a, &g.a), ("cast_b", &plan.b, &g.b)] {
-        if let Some(pitch) = source.copied.filter(|_| entry == "cast_a" || !g.symmetric) {
-            flat::cast(unit, &name(entry), g, source, operand, pitch);
-        }
-    }
+    flat::casts(unit, g, &plan, name);
     let outputs = if plan.splits > 1 { 1 } else { g.args.len() };
     let shape = (plan.tile.threads(), plan.tile.blocks as u32);
     let maps = 2 + plan.ahead(g).len();
@@ -83,6 +81,40 @@ struct Item<'c> {
     piece: V<'c>,
     /// Where warpgroups take turns.
     turn: Option<Turn<'c>>,
+}
+
+/// What a number stands for: piece of k, then matrix, then tile of so many rows and columns; tiles go by groups of `group` row tiles, in a group column by column.
+fn item<'c, T>(
+    e: &Emit<'c>,
+    g: &Gemm,
+    plan: &Plan<T>,
+    (tile, group): ((usize, usize), usize),
+    number: V<'c>,
+) -> Item<'c> {
+    let (rows, cols) = (g.m.div_ceil(tile.0), g.n.div_ceil(tile.1));
+    let c = |n: usize| e.iconst(I32, n as i64);
+    let (rest, at) = (e.divu(number, c(rows * cols)), e.remu(number, c(rows * cols)));
+    let (piece, matrix) = (e.divu(rest, c(g.matrices())), e.remu(rest, c(g.matrices())));
+    let nth = e.divu(at, c(group * cols));
+    let within = e.sub(at, e.mul(nth, c(group * cols)));
+    let first = e.mul(nth, c(group));
+    let height = match rows % group {
+        0 => c(group),
+        _ => e.min(e.sub(c(rows), first), c(group)),
+    };
+    let row = e.add(first, e.remu(within, height));
+    let from = e.mul(piece, c(plan.piece));
+    let stages = c(g.k.div_ceil(DEPTH));
+    Item {
+        row: e.mul(row, c(tile.0)),
+        col: e.mul(e.divu(within, height), c(tile.1)),
+        batch: batch_indices(e, g, matrix),
+        matrix,
+        from,
+        to: if plan.splits == 1 { stages } else { e.min(e.add(from, c(plan.piece)), stages) },
+        piece,
+        turn: None,
+    }
 }
 
 /// A tile among those of a block whose warpgroups take turns, all i32.
@@ -233,32 +265,9 @@ impl<'k, 'c> Block<'k, 'c> {
 
     /// Tiles go by groups of row tiles, in a group column by column; line by line where A is kept.
     fn item(&self, e: &Emit<'c>, number: V<'c>, turn: Option<Turn<'c>>) -> Item<'c> {
-        let (g, plan) = (self.g, self.plan);
-        let (rows, cols) = plan.tiles(g);
-        let c = |n: usize| e.iconst(I32, n as i64);
-        let (rest, at) = (e.divu(number, c(rows * cols)), e.remu(number, c(rows * cols)));
-        let (piece, matrix) = (e.divu(rest, c(g.matrices())), e.remu(rest, c(g.matrices())));
-        let group = if plan.tile.kept > 0 { 1 } else { GROUP };
-        let nth = e.divu(at, c(group * cols));
-        let within = e.sub(at, e.mul(nth, c(group * cols)));
-        let first = e.mul(nth, c(group));
-        let height = match rows % group {
-            0 => c(group),
-            _ => e.min(e.sub(c(rows), first), c(group)),
-        };
-        let row = e.add(first, e.remu(within, height));
-        let from = e.mul(piece, c(plan.piece));
-        let stages = c(g.k.div_ceil(DEPTH));
-        Item {
-            row: e.mul(row, c(plan.tile.rows)),
-            col: e.mul(e.divu(within, height), c(plan.tile.cols)),
-            batch: batch_indices(e, g, matrix),
-            matrix,
-            from,
-            to: if plan.splits == 1 { stages } else { e.min(e.add(from, c(plan.piece)), stages) },
-            piece,
-            turn,
-        }
+        let group = if self.plan.tile.kept > 0 { 1 } else { GROUP };
+        let tile = (self.plan.tile.rows, self.plan.tile.cols);
+        Item { turn, ..item(e, self.g, self.plan, (tile, group), number) }
     }
 
     fn next(&self, e: &Emit<'c>, at: Place<'c>) -> Place<'c> {

@@ -58,11 +58,12 @@ impl<'c> Block<'_, 'c> {
             let sums = ops::wgmma_wait(e, 0, sums);
             self.release(e, &reader, at[2], e.add_n(item.to, -1), item.turn);
             let row = e.add(item.row, e.mul_n(within, 16));
-            let sums = Sums { parts: sums.into_iter().map(|s| ops::unpack(e, s)).collect(), lane, row };
+            let parts = sums.into_iter().map(|s| ops::unpack(e, s)).collect();
+            let sums = Sums { parts, spacing: 64, scarce: tile.turns, lane, row };
             if self.plan.splits > 1 {
-                self.store_partial(e, &item, &sums);
+                sums.store_partial(e, self.g, self.outputs[0], &item);
             } else {
-                self.finish(e, &program, &item, &sums);
+                sums.finish(e, &program, &item, (tile.rows, tile.cols));
             }
             Place { slot: at[0], parity: at[1] }
         });

@@ -2,28 +2,28 @@
 //!
 //! *Takes* the sums of a warp; *gives* stores; *promises* each element of the tile that exists exactly once.
 
+use super::Item;
 use super::epilogue::{Lanes, Program};
-use super::{Block, Item};
+use crate::kernel::gemm::Gemm;
 use crate::kernel::gpu::gemm::{Plan, VECTOR};
 use crate::mlir::emit::{Cmp, Elem, Emit, I32, Ty, V};
 use crate::mlir::gpu::ops;
 
-impl<'k, 'c> Block<'k, 'c> {
+impl<'c> Sums<'c> {
     /// Partial sums go to memory as they lie: pairs of columns.
-    pub(super) fn store_partial(&self, e: &Emit<'c>, item: &Item<'c>, sums: &Sums<'c>) {
-        let (g, tile) = (self.g, self.plan.tile);
+    pub(super) fn store_partial(&self, e: &Emit<'c>, g: &Gemm, to: V<'c>, item: &Item<'c>) {
         let pitch = Plan::partial_pitch(g) as i64;
         let wide = |x| e.zero_extend(x, Elem::I64);
         let matrix = e.add(e.mul_n(item.piece, g.matrices() as i64), item.matrix);
-        let first = e.mul_n(e.remu(sums.lane, e.iconst(I32, 4)), 2);
-        for line in 0..sums.lines() {
-            let row = sums.row(e, line);
+        let first = e.mul_n(e.remu(self.lane, e.iconst(I32, 4)), 2);
+        for line in 0..self.lines() {
+            let row = self.row(e, line);
             let start = e.mul_n(e.add(e.mul_n(wide(matrix), g.m as i64), wide(row)), pitch);
             let at = e.add(start, wide(e.add(item.col, first)));
-            let at = e.gep(self.outputs[0], Elem::F32, at);
+            let at = e.gep(to, Elem::F32, at);
             let inside = e.cmp(Cmp::Lt, row, e.iconst(I32, g.m as i64));
-            for j in 0..tile.cols / 8 {
-                let pair = sums.pair(line, j);
+            for j in 0..self.columns() / 8 {
+                let pair = self.pair(line, j);
                 let col = e.add_n(item.col, 8 * j as i64);
                 let inside = e.and(inside, e.cmp(Cmp::Lt, col, e.iconst(I32, pitch)));
                 let x = e.op1("vector.from_elements", &pair, Ty::vec(2, Elem::F32), &[]);
@@ -33,31 +33,38 @@ impl<'k, 'c> Block<'k, 'c> {
     }
 
     /// Runs the epilogue on 8 columns of 32 at a time: as the lanes hold them where every argument allows it, otherwise 8 neighbours after an exchange.
-    pub(super) fn finish(&self, e: &Emit<'c>, program: &Program<'k, 'c>, item: &Item<'c>, sums: &Sums<'c>) {
-        let (g, tile) = (self.g, self.plan.tile);
+    /// Tiles have so many rows and columns, of which the sums may be a part.
+    pub(super) fn finish(
+        &self,
+        e: &Emit<'c>,
+        program: &Program<'_, 'c>,
+        item: &Item<'c>,
+        (rows, cols): (usize, usize),
+    ) {
+        let g = program.g;
         let c = |n: usize| e.iconst(I32, n as i64);
-        let quad = Quad::new(e, sums.lane);
+        let quad = Quad::new(e, self.lane);
         let of_block = program.block(e, &item.batch);
-        let ragged = !g.n.is_multiple_of(tile.cols);
+        let ragged = !g.n.is_multiple_of(cols);
         let row = |row| program.row(e, &of_block, row, item.col, Some(quad));
-        let lines: Vec<_> = if g.m.is_multiple_of(tile.rows) {
-            let first = row(sums.row(e, 0));
-            let below = (1..sums.lines()).map(|line| program.below(e, &of_block, &first, Sums::offset(line)));
+        let lines: Vec<_> = if g.m.is_multiple_of(rows) {
+            let first = row(self.row(e, 0));
+            let below = (1..self.lines()).map(|line| program.below(e, &of_block, &first, self.offset(line)));
             let below: Vec<_> = below.collect();
             [first].into_iter().chain(below).map(|row| (row, None)).collect()
         } else {
             let guarded = |line| {
                 // Rows beyond the last read what the last one reads, and store nothing.
-                let at = sums.row(e, line);
+                let at = self.row(e, line);
                 (row(e.min(at, c(g.m - 1))), Some(e.cmp(Cmp::Lt, at, c(g.m))))
             };
-            (0..sums.lines()).map(guarded).collect()
+            (0..self.lines()).map(guarded).collect()
         };
         let first = e.add(item.col, e.mul_n(quad.quarter, VECTOR as i64));
         // All rows of a span in turn: what varies along n only is then read once, and forgotten soon.
-        let places = (0..tile.cols / 32).flat_map(|span| (0..sums.lines()).map(move |line| (span, line)));
+        let places = (0..self.columns() / 32).flat_map(|span| (0..self.lines()).map(move |line| (span, line)));
         for (span, line) in places {
-            if tile.turns && line % 2 == 0 && (span, line) != (0, 0) {
+            if self.scarce && line % 2 == 0 && (span, line) != (0, 0) {
                 // Keeps the assembler from reading ahead for more of the tile than the registers hold beside its sums.
                 ops::warp_barrier(e);
             }
@@ -72,10 +79,10 @@ impl<'k, 'c> Block<'k, 'c> {
             if program.pairs() {
                 let blocks = [0, 1, 2, 3].map(|j| guard(e.add_n(item.col, j * VECTOR as i64)));
                 let lanes = Lanes::Pairs { blocks, vector: guard(first) };
-                program.vector(e, of_row, from, lanes, sums.pairs(e, line, span));
+                program.vector(e, of_row, from, lanes, self.pairs(e, line, span));
                 continue;
             }
-            let x = sums.gather(e, line, span, quad);
+            let x = self.gather(e, line, span, quad);
             let whole = |e: &Emit<'c>| program.vector(e, of_row, from, Lanes::Row(VECTOR as u32), x);
             match guard(first) {
                 Some(guard) => e.when(guard, whole),
@@ -90,10 +97,14 @@ impl<'k, 'c> Block<'k, 'c> {
     }
 }
 
-/// A warp's finished sums: 16 rows of every part of 64, see [`ops::wgmma`] for which lane holds what.
+/// A warp's finished sums: 16 rows of every part, see [`ops::wgmma`] for which lane holds what.
 pub(super) struct Sums<'c> {
     /// By part.
     pub(super) parts: Vec<Vec<V<'c>>>,
+    /// Rows from part to part.
+    pub(super) spacing: usize,
+    /// There are few registers beside them.
+    pub(super) scarce: bool,
     pub(super) lane: V<'c>,
     /// First row.
     pub(super) row: V<'c>,
@@ -106,13 +117,18 @@ impl<'c> Sums<'c> {
     }
 
     /// How far one of them is below the first.
-    fn offset(line: usize) -> i64 {
-        (64 * (line / 2) + 8 * (line % 2)) as i64
+    fn offset(&self, line: usize) -> i64 {
+        (self.spacing * (line / 2) + 8 * (line % 2)) as i64
+    }
+
+    /// Columns of the sums.
+    fn columns(&self) -> usize {
+        2 * self.parts[0].len()
     }
 
     /// Row of one of them.
     fn row(&self, e: &Emit<'c>, line: usize) -> V<'c> {
-        e.add_n(e.add(self.row, e.divu(self.lane, e.iconst(I32, 4))), Sums::offset(line))
+        e.add_n(e.add(self.row, e.divu(self.lane, e.iconst(I32, 4))), self.offset(line))
     }
 
     /// What the lane holds of columns `8 j ..`: two at `8 j + 2 q`.
@@ -138,22 +154,22 @@ impl<'c> Sums<'c> {
 
 /// Four neighbouring lanes, which hold the same rows.
 #[derive(Clone, Copy)]
-pub(super) struct Quad<'c> {
+pub(in crate::mlir::gpu) struct Quad<'c> {
     /// This lane's number in its quad.
-    pub(super) quarter: V<'c>,
+    pub(in crate::mlir::gpu) quarter: V<'c>,
     /// Its two bits.
     bits: [V<'c>; 2],
 }
 
 impl<'c> Quad<'c> {
-    fn new(e: &Emit<'c>, lane: V<'c>) -> Self {
+    pub(in crate::mlir::gpu) fn new(e: &Emit<'c>, lane: V<'c>) -> Self {
         let quarter = e.remu(lane, e.iconst(I32, 4));
         let bits = [1, 2].map(|n| e.cmp(Cmp::Ne, e.and(quarter, e.iconst(I32, n)), e.iconst(I32, 0)));
         Quad { quarter, bits }
     }
 
     /// Lane q's x\[j\] becomes lane j's x\[q\]: halves are exchanged with the neighbour at distance 1, then 2. All lanes of the warp call it.
-    pub(super) fn transpose(&self, e: &Emit<'c>, mut x: [V<'c>; 4]) -> [V<'c>; 4] {
+    pub(in crate::mlir::gpu) fn transpose(&self, e: &Emit<'c>, mut x: [V<'c>; 4]) -> [V<'c>; 4] {
         for (odd, distance) in self.bits.into_iter().zip([1, 2]) {
             for low in (0..4).filter(|j| j & distance == 0) {
                 let high = low + distance;
