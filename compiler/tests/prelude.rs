@@ -331,7 +331,23 @@ fn quantisers_agree_on_a_matrix_with_a_heavy_tail() {
         let node = read_buffer(&mut b, &p.name, &p.axes, DType::F32, BufferKind::Param).unwrap();
         let q = m.quantise(&mut b, index, node).unwrap().unwrap();
         let inputs = Contents::from([("heavy".to_string(), w.clone())]);
-        let found = values(&b.finish(), &inputs, &[q.codes, q.scale, q.dequant], &Options::default()).unwrap();
+        for (name, node, dtype) in [("codes", q.codes, DType::I8), ("scale", q.scale, DType::F16)] {
+            let axes = b.axes(node).to_vec();
+            let out = b.buffer(name, dtype, &axes, BufferKind::Output).unwrap();
+            b.assign(out, node).unwrap();
+        }
+        let g = b.finish();
+        #[cfg(feature = "mlir")]
+        {
+            use golf_compiler::{emulate, kernel::Target, kernel::gpu::Arch, schedule};
+            let options = schedule::Options { target: Target::Gpu(Arch::Sm90a), ..Default::default() };
+            let s = schedule::schedule_with(&g, &options).unwrap();
+            let gpu = emulate::graph(&s, Arch::Sm90a, &inputs, &emulate::Options::default())
+                .unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(gpu["codes"].data, golden[&format!("q.{name}")].data);
+            assert_eq!(gpu["scale"].data, golden[&format!("scale.{name}")].data);
+        }
+        let found = values(&g, &inputs, &[q.codes, q.scale, q.dequant], &Options::default()).unwrap();
         assert_eq!(found[0].data, golden[&format!("q.{name}")].data);
         assert_eq!(found[1].data, golden[&format!("scale.{name}")].data);
         assert!(distance(&found[2].data, &golden[&format!("dequant.{name}")].data) < 1e-6);

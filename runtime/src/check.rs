@@ -283,8 +283,9 @@ fn named_graphs(p: &Program, v: &Variant) -> Result<()> {
         let Some(b) = v.params.iter().map(|x| &v.state[x.buffer as usize]).find(|b| b.name == q.name) else {
             return bad(format!("{} is to be packed and is no parameter", q.name));
         };
-        // Packing is the CPU's work.
-        if let Some(name) = q.graph.as_ref().filter(|_| v.device == "cpu") {
+        // A GPU may leave it to the CPU.
+        let here = |name: &&String| v.device == "cpu" || v.graphs.iter().any(|g| g.name == **name);
+        if let Some(name) = q.graph.as_ref().filter(here) {
             let codes = ("codes".to_string(), DType::I8, b.shape.clone());
             has(name, vec![], vec![codes, f32s("dequant", &b.shape)])?;
         }

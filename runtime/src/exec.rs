@@ -177,7 +177,7 @@ impl Session {
         Ok(Session { code, variant, kind, threads, backend, gradients })
     }
 
-    /// A session of the same program and precision on the CPU with the same parameters: what packing runs on. `None`: this one is on the CPU.
+    /// A session of the same program and precision on the CPU with the same parameters. `None`: this one is on the CPU.
     pub fn on_cpu(&self) -> Result<Option<Session>> {
         if let Backend::Cpu(_) = self.backend {
             return Ok(None);

@@ -8,6 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What the names of quantisers' graphs begin with; the parameter's name follows.
+pub const PACK: &str = "pack.";
+
 /// Raised whenever the layout of anything here changes.
 pub const PLAN_VERSION: u32 = 2;
 

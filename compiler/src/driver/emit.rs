@@ -4,7 +4,7 @@
 //! *promises* that a closed standard output is the end, not an error.
 
 use super::program::Built;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Target};
 use crate::lang;
 use crate::optim::Assembly;
 use golf_grammar::{FileId, dump};
@@ -117,7 +117,7 @@ pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
     use crate::mlir::object::{Job, Text, text};
     use crate::mlir::tier::Tier;
     let of = |tier: Tier| move |kernel: &Kernel| Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
-    let generated = b.kernels.iter().filter(|k| !matches!(k, Kernel::Host(_)));
+    let generated = b.kernels.iter().filter(|k| Target::Cpu.builtin(k).is_none());
     let cpu: Vec<Job> = generated.map(of(Tier::Avx512Bf16)).collect();
     let plans = b.gpus().into_iter().flatten();
     let gpu: Vec<Job> = plans.flat_map(|(p, arch)| p.kernels.iter().map(of(Tier::Gpu(arch)))).collect();

@@ -88,7 +88,7 @@ fn variant(s: &mut String, v: &Variant, rss: u64) {
         mb(scratch),
         mb(v.constants.len() as u64)
     );
-    for g in v.graphs.iter().filter(|g| !g.name.starts_with("pack.")) {
+    for g in v.graphs.iter().filter(|g| !g.name.starts_with(golf_runtime::plan::PACK)) {
         let flops: u64 = g.calls.iter().map(|c| v.kernels[c.kernel as usize].flops).sum();
         let _ = writeln!(
             s,

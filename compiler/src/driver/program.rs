@@ -167,12 +167,7 @@ impl Part {
     /// Assembles the graphs.
     pub(super) fn new(model: &Model, target: Target, precision: DType) -> Result<Part, optim::Error> {
         let sizes = sizes(model, target);
-        let mut assembly = optim::assemble(model, &sizes, precision)?;
-        if target != Target::Cpu {
-            // Packing is the CPU's work, whatever trained.
-            assembly.graphs.retain(|g| !g.name.starts_with("pack."));
-        }
-        Ok(Part { target, sizes, assembly })
+        Ok(Part { target, sizes, assembly: optim::assemble(model, &sizes, precision)? })
     }
 
     /// Schedules the graphs and lays out their memory.
@@ -185,7 +180,8 @@ impl Part {
     }
 }
 
-/// Plans every part. A GPU's that cannot be planned is an error if the user asked for it; otherwise it is left out, and a note on stderr says why.
+/// Plans every part. Quantisers that a GPU does not take are left to the CPU, with a note on stderr. Any other graph of a GPU that cannot be planned is an
+/// error if the user asked for the GPU; otherwise its part is left out, and a note says why.
 pub(super) fn plan(
     model: &Model,
     parts: &mut Vec<Part>,
@@ -194,8 +190,17 @@ pub(super) fn plan(
 ) -> Result<Vec<Planned>, schedule::Error> {
     let mut planned = Vec::new();
     let mut kept = Vec::new();
-    for part in parts.drain(..) {
-        match part.plan(model, tuning) {
+    for mut part in parts.drain(..) {
+        let mut plan = part.plan(model, tuning);
+        if let Err(why) = &plan
+            && part.target != Target::Cpu
+            && why.graph.starts_with(plan::PACK)
+        {
+            eprintln!("note: packing runs on the CPU, whatever trains: {why}");
+            part.assembly.graphs.retain(|g| !g.name.starts_with(plan::PACK));
+            plan = part.plan(model, tuning);
+        }
+        match plan {
             Ok(p) => {
                 planned.push(p);
                 kept.push(part);
@@ -267,7 +272,7 @@ fn quantize(model: &Model, a: &Assembly) -> plan::Quantize {
     let param = |(i, p): (usize, &optim::Parameter)| plan::PackParam {
         name: p.name.clone(),
         rule: model.pack_rule(i).to_string(),
-        graph: a.packed[i].then(|| format!("pack.{}", p.name)),
+        graph: a.packed[i].then(|| format!("{}{}", plan::PACK, p.name)),
     };
     let params = model.parameters.iter().enumerate().map(param).collect();
     plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap }
@@ -307,4 +312,39 @@ fn glibc() -> String {
 #[cfg(not(feature = "mlir"))]
 fn glibc() -> String {
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::gpu::Arch;
+    use crate::lang::{Input, load};
+    use golf_grammar::SourceMap;
+
+    /// Names of the GPU's graphs of a small program that quantises by `rule`.
+    fn on_gpu(uses: &str, items: &str, rule: &str) -> Vec<String> {
+        let text = format!(
+            "use std.{{norm, optim{uses}}}\nconst vocab = 64, dim = 64, seq = 64\naxis t = seq, v = vocab, d = dim\n{items}\n\
+             model(tokens: [b t]) -> logits [b t v] {{\n    param emb[v, d] ~ normal(0.02) in tables\n    \
+             dot(rms_norm(gather(emb, tokens over v) over d), emb over d)\n}}\n\
+             train {{ data = stream(\"a\"), batch = 64, adamw on all {{ lr = 0.01 }}, stop = 60s }}\n\
+             quantize {{ {rule} on all }}\nevaluate {{ data = stream(\"b\"), window = 64, stride = 64 }}\n"
+        );
+        let input = Input { path: "case.golf", bytes: text.as_bytes(), sets: &[] };
+        let model = load(&mut SourceMap::new(), &input).unwrap_or_else(|list| panic!("{list:?}"));
+        let mut parts = vec![Part::new(&model, Target::Gpu(Arch::Sm90a), DType::Bf16).unwrap()];
+        let planned = plan(&model, &mut parts, true, &Tuning::default()).unwrap_or_else(|why| panic!("{why}"));
+        let names: Vec<String> = planned[0].variant.graphs.iter().map(|g| g.name.clone()).collect();
+        assert!(names.iter().any(|n| n == "train.micro"), "{names:?}");
+        names
+    }
+
+    #[test]
+    fn quantisers_that_a_gpu_does_not_take_are_the_cpus() {
+        let packs = |names: Vec<String>| names.iter().filter(|n| n.starts_with(plan::PACK)).count();
+        assert_eq!(packs(on_gpu(", quant", "", "int8")), 1);
+        let odd = "quantizer odd<R, C>(w: [R C]) {\n    let turned = newton_schulz(w)\n    let scale = cast(1 / 31, f16) + 0 * cast(sum(w over C), f16)\n    \
+                   let q = clamp(round(turned / scale), -31, 31)\n    (codes: cast(q, i8), scale: scale, dequant: q * scale)\n}";
+        assert_eq!(packs(on_gpu("", odd, "odd")), 0);
+    }
 }

@@ -65,18 +65,16 @@ fn line(kernel: &Kernel, arch: Arch) -> (String, bool) {
 /// Checks kernels, several at a time; `report` gets a line for each, in order. Kernels that are too large to emulate are
 /// passed over and said to be. Error: how many are wrong.
 pub fn check_program(kernels: &[(&Kernel, Arch)], report: &mut dyn FnMut(&str)) -> Result<(), String> {
-    let distinct: Vec<(&Kernel, Arch)> =
-        kernels.iter().copied().filter(|(k, _)| !matches!(k, Kernel::Host(_))).collect();
     let next = AtomicUsize::new(0);
     let (send, receive) = mpsc::channel();
     let mut wrong = 0;
     std::thread::scope(|scope| {
-        for _ in 0..Options::default().workers.clamp(1, distinct.len().max(1)) {
-            let (send, next, distinct) = (send.clone(), &next, &distinct);
+        for _ in 0..Options::default().workers.clamp(1, kernels.len().max(1)) {
+            let (send, next) = (send.clone(), &next);
             scope.spawn(move || {
                 loop {
                     let position = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((kernel, arch)) = distinct.get(position) else { break };
+                    let Some((kernel, arch)) = kernels.get(position) else { break };
                     // If nobody listens the result is of no use.
                     let _ = send.send((position, line(kernel, *arch)));
                 }
@@ -96,6 +94,6 @@ pub fn check_program(kernels: &[(&Kernel, Arch)], report: &mut dyn FnMut(&str)) 
     });
     match wrong {
         0 => Ok(()),
-        _ => Err(format!("{wrong} of {} GPU kernels are wrong in the emulator", distinct.len())),
+        _ => Err(format!("{wrong} of {} GPU kernels are wrong in the emulator", kernels.len())),
     }
 }

@@ -11,6 +11,7 @@
 pub mod attend;
 pub mod gemm;
 pub mod gpu;
+pub mod quantile;
 pub mod row;
 pub mod scatter;
 mod text;
@@ -71,6 +72,14 @@ impl Target {
         }
     }
 
+    /// The routine of the runtime that does a kernel's work, where that is no generated code.
+    pub fn builtin(self, kernel: &Kernel) -> Option<golf_runtime::plan::Builtin> {
+        match (self, kernel) {
+            (Target::Cpu, Kernel::Quantile(k)) => Some(golf_runtime::plan::Builtin::Quantile { n: k.n as u64, q: k.q }),
+            _ => None,
+        }
+    }
+
     /// Bytes of each temporary that lives from a kernel's first launch to its last.
     pub fn temps(self, kernel: &Kernel) -> Vec<u64> {
         match self {
@@ -110,17 +119,8 @@ pub enum Kernel {
     Attend(attend::AttendKernel),
     /// Deterministic scatter-add.
     Scatter(scatter::Scatter),
-    /// Implemented by the runtime.
-    Host(Host),
-}
-
-/// A routine of the runtime, one task per row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Host {
-    /// Which.
-    pub builtin: golf_runtime::plan::Builtin,
-    /// Number of rows.
-    pub rows: usize,
+    /// Quantiles of rows.
+    Quantile(quantile::Quantile),
 }
 
 impl Kernel {
@@ -134,7 +134,7 @@ impl Kernel {
                 attend::Pass::Backward => "attend_grad",
             },
             Kernel::Scatter(_) => "scatter",
-            Kernel::Host(_) => "host",
+            Kernel::Quantile(_) => "quantile",
         }
     }
 
@@ -142,7 +142,7 @@ impl Kernel {
     pub fn code(&self) -> Kernel {
         match self {
             Kernel::Row(k) => Kernel::Row(k.code()),
-            Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Host(_) => self.clone(),
+            Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => self.clone(),
         }
     }
 
@@ -177,7 +177,7 @@ impl Kernel {
         match self {
             Kernel::Row(k) => k.check().and_then(|()| row::lower::lower(k).map(|_| ())),
             Kernel::Attend(k) => k.check(),
-            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Host(_) => Ok(()),
+            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => Ok(()),
         }
     }
 
@@ -188,7 +188,7 @@ impl Kernel {
             Kernel::Gemm(k) => k.launches(),
             Kernel::Attend(k) => k.launches(),
             Kernel::Scatter(k) => k.launches(),
-            Kernel::Host(k) => k.launches(),
+            Kernel::Quantile(k) => k.launches(),
         }
     }
 
@@ -197,7 +197,7 @@ impl Kernel {
         match self {
             Kernel::Gemm(k) => k.temps(),
             Kernel::Attend(k) => k.temps(),
-            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Host(_) => Vec::new(),
+            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => Vec::new(),
         }
     }
 
@@ -218,27 +218,8 @@ impl Kernel {
             Kernel::Scatter(k) => {
                 vec![Access::Read, Access::Read, if k.accumulate { Access::Update } else { Access::Write }]
             }
-            Kernel::Host(k) => match k.builtin {
-                golf_runtime::plan::Builtin::Quantile { .. } => vec![Access::Read, Access::Write],
-            },
+            Kernel::Quantile(_) => vec![Access::Read, Access::Write],
         }
-    }
-}
-
-impl Host {
-    fn launches(&self) -> Vec<Launch> {
-        let golf_runtime::plan::Builtin::Quantile { n, .. } = self.builtin;
-        let rows = self.rows as u64;
-        vec![Launch {
-            entry: "main",
-            tasks: self.rows as u32,
-            args: vec![LaunchArg::Arg(0), LaunchArg::Arg(1)],
-            scratch: n * 4,
-            // Selection, roughly.
-            flops: rows * n * 20,
-            bytes: rows * (n + 1) * 4,
-            gpu: None,
-        }]
     }
 }
 

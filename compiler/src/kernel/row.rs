@@ -62,6 +62,8 @@ pub struct Row {
     pub block: usize,
     /// Addressing, one per buffer of the body.
     pub args: Vec<RowArg>,
+    /// On a GPU: functions and divisions rounded as on the CPU, not by the special function unit.
+    pub exact: bool,
 }
 
 impl Row {

@@ -25,16 +25,14 @@ pub(super) fn kernel(k: &Kernel) -> String {
             dtype_name(k.src),
             k.accumulate
         ),
-        Kernel::Host(k) => {
-            let golf_runtime::plan::Builtin::Quantile { n, q } = &k.builtin;
-            writeln!(out, "host quantile rows={} n={n} q={q:?}", k.rows)
-        }
+        Kernel::Quantile(k) => writeln!(out, "quantile rows={} n={} q={:?}", k.rows, k.n, k.q),
     };
     out
 }
 
 fn row(out: &mut String, k: &row::Row) -> std::fmt::Result {
-    writeln!(out, "row outer={} block={}", axes(&k.graph, &k.outer), k.block)?;
+    let exact = if k.exact { " exact" } else { "" };
+    writeln!(out, "row outer={} block={}{exact}", axes(&k.graph, &k.outer), k.block)?;
     for (buffer, arg) in k.graph.buffers.iter().zip(&k.args) {
         let per_task = if arg.per_task { " per_task" } else { "" };
         let ty = ty(&k.graph, &buffer.ty);

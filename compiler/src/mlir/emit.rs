@@ -164,10 +164,17 @@ pub struct Emit<'c> {
     location: Location<'c>,
     /// The tier the code is for.
     pub tier: Tier,
+    /// Whether f32 functions and divisions may be a GPU's approximations.
+    pub approximate: bool,
     constants: Rc<RefCell<HashMap<Constant, V<'c>>>>,
 }
 
 impl<'c> Emit<'c> {
+    /// The same insertion point for code without approximations.
+    pub fn exact(&self) -> Emit<'c> {
+        Emit { approximate: false, ..self.clone() }
+    }
+
     /// Appends any operation: the way out for operations without a method. Attributes are given as values.
     pub fn op(
         &self,

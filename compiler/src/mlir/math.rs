@@ -4,7 +4,7 @@
 //! against the exact result, IEEE behaviour at 0, ±inf, NaN, overflow and subnormal results (inputs may be subnormal too), and the same
 //! bits on every tier: only exactly rounded operations, FMA where written, no library call.
 //!
-//! A GPU's special function unit is quicker and good to about 1e-6: there ([`super::tier::Tier::is_gpu`]) exp, sigmoid, tanh, division and roots use it; subnormals are flushed.
+//! A GPU's special function unit is quicker and good to about 1e-6: where [`Emit::approximate`] says so, exp, sigmoid, tanh, division and roots use it; subnormals are flushed.
 //!
 //! Coefficients are minimax fits (Remez exchange in 40-digit arithmetic, relative error weights, rounded to f32), computed for this file; the
 //! fit's own error is noted beside each. Range reductions are Cody and Waite's ("Software Manual for the Elementary Functions", 1980).
@@ -80,7 +80,7 @@ fn reduce_exp<'c>(e: &Emit<'c>, x: V<'c>) -> (V<'c>, V<'c>) {
 
 /// Whether f32 functions use the special function unit.
 fn approximate<'c>(e: &Emit<'c>, x: V<'c>) -> bool {
-    e.tier.is_gpu() && x.ty.elem == Elem::F32
+    e.approximate && x.ty.elem == Elem::F32
 }
 
 /// A function of scalars on every lane.

@@ -19,7 +19,7 @@ use super::emit::Unit;
 use super::sys::{File, Llvm, Machine, llvm_version, thread_time};
 use super::tier::Tier;
 use super::{cpu, gpu, passes};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Target};
 
 /// LLVM's pipeline.
 const LLVM_PASSES: &str = "default<O2>";
@@ -36,10 +36,10 @@ pub struct Job {
     pub tier: Tier,
 }
 
-/// The jobs of a program: every distinct kernel once for every code it needs on `tiers`.
+/// The jobs of a program: every distinct kernel once for every code it needs on `tiers` of the CPU.
 pub fn jobs(kernels: &[Kernel], tiers: &[Tier]) -> Vec<Job> {
     let mut distinct = BTreeMap::new();
-    for kernel in kernels.iter().filter(|k| !matches!(k, Kernel::Host(_))) {
+    for kernel in kernels.iter().filter(|k| Target::Cpu.builtin(k).is_none()) {
         distinct.entry(kernel.symbol()).or_insert(kernel);
     }
     let mut jobs = Vec::new();

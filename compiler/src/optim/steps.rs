@@ -235,10 +235,10 @@ impl<'a> Assembler<'a> {
         self.update(Phase::Adapt)
     }
 
-    /// `pack.NAME` for every parameter that a quantiser takes.
+    /// `pack.NAME` for every parameter that a quantiser takes. Quantisers compute in f32 whatever the program does.
     pub(super) fn pack(&mut self) -> Result<(), Error> {
         for (index, p) in self.source.parameters().iter().enumerate() {
-            let mut b = self.builder(&format!("pack.{}", p.name));
+            let mut b = Builder::new(&format!("{}{}", golf_runtime::plan::PACK, p.name), DType::F32);
             let w = self.weights(&mut b, p)?;
             let q = self.source.quantise(&mut b, index, w)?;
             self.packed.push(q.is_some());

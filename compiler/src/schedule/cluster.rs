@@ -31,7 +31,7 @@ pub(super) enum Kind {
     /// A scatter-add.
     Scatter,
     /// A host routine.
-    Host,
+    Quantile,
 }
 
 impl Kind {
@@ -42,7 +42,7 @@ impl Kind {
             Kind::Gemm { .. } => "gemm",
             Kind::Attend => "attend",
             Kind::Scatter => "scatter",
-            Kind::Host => "host",
+            Kind::Quantile => "quantile",
         }
     }
 }
@@ -269,7 +269,7 @@ impl<'a> Walk<'a> {
                 None
             }
             Kind::Gemm { frame, .. } => Some(frame.as_ref()),
-            Kind::Attend | Kind::Scatter | Kind::Host => return Err(refuse(n, "this family fuses nothing")),
+            Kind::Attend | Kind::Scatter | Kind::Quantile => return Err(refuse(n, "this family fuses nothing")),
         };
         let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
         // These look at other rows, so their operand has to be in memory.

@@ -53,5 +53,5 @@ pub(super) fn flatten(k: &Row) -> Option<Row> {
     graph.buffers.iter_mut().for_each(|b| both(&mut b.ty.axes));
     let strides = |a: &RowArg| if a.strides.is_empty() { Vec::new() } else { vec![WIDTH as i64, 1] };
     let args = k.args.iter().map(|a| RowArg { strides: strides(a), ..a.clone() }).collect();
-    Some(Row { graph, outer: vec![rows], block: BLOCK, args })
+    Some(Row { graph, outer: vec![rows], block: BLOCK, args, exact: k.exact })
 }

@@ -10,7 +10,7 @@ use super::layout::{View, axes, buffer_of, dense, numel, size};
 use super::prepare::attend_axes;
 use super::store::Body;
 use crate::graph::ir::{Attend, AttendArg, AxisId, BufferId, DType, Effect, EffectMode, Graph, Node, NodeId, Op};
-use crate::kernel::{Host, Kernel, attend, scatter};
+use crate::kernel::{Kernel, attend, quantile, scatter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Byte alignment of every argument pointer.
@@ -88,6 +88,7 @@ pub(super) struct Lower<'a, 'p> {
     pub waiting: &'a BTreeSet<usize>,
     /// Nodes known to be symmetric matrices.
     pub symmetric: Vec<Option<(AxisId, AxisId)>>,
+    pub target: crate::kernel::Target,
     pub sizes: Sizes,
 }
 
@@ -110,7 +111,7 @@ pub(super) fn lower(
     let partials = partial_tasks(target);
     let blocks = (0..c.list.len()).map(|i| block(c, i, &bodies[i], partials)).collect();
     let symmetric = super::symmetry::symmetric(c.g());
-    let mut l = Lower { c, bodies, blocks, waiting, symmetric, sizes: Sizes::new() };
+    let mut l = Lower { c, bodies, blocks, waiting, symmetric, target, sizes: Sizes::new() };
     let mut out = Vec::new();
     for i in 0..c.list.len() {
         if bodies[i].alive() {
@@ -155,7 +156,7 @@ impl Lower<'_, '_> {
             Kind::Gemm { .. } => self.gemm(i),
             Kind::Attend => self.attend(i),
             Kind::Scatter => self.scatter(i),
-            Kind::Host => self.host(i),
+            Kind::Quantile => self.quantile(i),
         }
     }
 
@@ -394,13 +395,13 @@ impl Lower<'_, '_> {
         Ok(lowered)
     }
 
-    fn host(&mut self, i: usize) -> Result<Lowered, String> {
+    fn quantile(&mut self, i: usize) -> Result<Lowered, String> {
         let g = self.c.g();
         let n = self.homed(i)[0];
         let node = &g.nodes[n.0 as usize];
-        let Op::Quantile(axis, q) = &node.op else { return Err("unknown host routine".to_string()) };
-        let builtin = golf_runtime::plan::Builtin::Quantile { n: size(g, *axis) as u64, q: q.get() };
-        let kernel = Kernel::Host(Host { builtin, rows: numel(g, axes(g, n)) });
+        let Op::Quantile(axis, q) = &node.op else { return Err("is no quantile".to_string()) };
+        let rows = numel(g, axes(g, n));
+        let kernel = Kernel::Quantile(quantile::Quantile { rows, n: size(g, *axis), q: q.get() });
         let args = vec![self.whole(node.args[0])?, Slot { memory: self.value(n), offset: 0 }];
         let mut lowered = self.finish(i, kernel, args);
         lowered.nodes = vec![n];

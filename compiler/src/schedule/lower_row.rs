@@ -74,9 +74,21 @@ impl Lower<'_, '_> {
             out.column(*n, memory).map_err(text)?;
         }
         let Body { b, rows, slots, args, .. } = out;
-        let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block: self.blocks[i], args };
+        let row = Row {
+            graph: super::lower::tidy(b.finish(), "row"),
+            outer: rows,
+            block: self.blocks[i],
+            args,
+            exact: self.exact(),
+        };
         let row = super::flatten::flatten(&row).unwrap_or(row);
         Ok(self.finish(i, Kernel::Row(row), slots))
+    }
+
+    /// A GPU's graph that computes in f32 asks for the CPU's bits: a quantiser, whose codes are to be the same whatever packs. Graphs in bf16 take
+    /// what the special function unit gives.
+    fn exact(&self) -> bool {
+        self.target != crate::kernel::Target::Cpu && self.c.g().compute == DType::F32
     }
 
     /// Memory of the partial sums of a column sum: one row per task.
@@ -101,7 +113,7 @@ impl Lower<'_, '_> {
         let dtype = g.buffers[e.buffer.0 as usize].ty.dtype;
         out.write(e.value, Memory::Buffer(e.buffer), dtype, &e.view(), e.mode).map_err(text)?;
         let Body { b, rows, slots, args, .. } = out;
-        let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block, args };
+        let row = Row { graph: super::lower::tidy(b.finish(), "row"), outer: rows, block, args, exact: self.exact() };
         let row = super::flatten::flatten(&row).unwrap_or(row);
         Ok(Lowered { kernel: Kernel::Row(row), args: slots, nodes: Vec::new(), key: u32::MAX, effects: vec![effect] })
     }

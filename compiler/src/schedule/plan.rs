@@ -267,10 +267,8 @@ impl Planner {
         let first = self.entries.len() as u32;
         for launch in &launches {
             self.entries.push((owner, launch.entry));
-            let (name, builtin) = match k {
-                Kernel::Host(h) => (symbol.clone(), Some(h.builtin.clone())),
-                _ => (format!("{symbol}_{}", launch.entry), None),
-            };
+            let builtin = self.target.builtin(k);
+            let name = if builtin.is_some() { symbol.clone() } else { format!("{symbol}_{}", launch.entry) };
             let family = if launch.entry.starts_with("pack") { "pack" } else { k.family() };
             self.variant.kernels.push(plan::Kernel {
                 symbol: name,

@@ -13,7 +13,6 @@ use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::row::Row;
 use crate::kernel::scatter::Scatter;
 use crate::kernel::{Kernel, gemm::EpilogueArg};
-use golf_runtime::plan::Builtin;
 use std::collections::BTreeMap;
 
 /// A byte address.
@@ -158,10 +157,7 @@ pub fn kernel(k: &Kernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
             Pass::Backward => attend_grad(k, args, heap),
         },
         Kernel::Scatter(k) => scatter(k, args, heap),
-        Kernel::Host(k) => {
-            let Builtin::Quantile { n, q } = k.builtin;
-            quantile(k.rows, n as usize, q, args, heap)
-        }
+        Kernel::Quantile(k) => quantile(k.rows, k.n, k.q, args, heap),
     }
 }
 

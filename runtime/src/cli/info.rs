@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::device::{Code, tier};
 use crate::error::Result;
+use crate::plan::PACK;
 use crate::report::output;
 
 /// Prints everything the plan says, or the source.
@@ -90,7 +91,7 @@ fn describe(code: &Code) -> String {
             v.kernels.len()
         );
         // Packing has one small graph per parameter: counted together.
-        let (packing, graphs): (Vec<_>, Vec<_>) = v.graphs.iter().partition(|g| g.name.starts_with("pack."));
+        let (packing, graphs): (Vec<_>, Vec<_>) = v.graphs.iter().partition(|g| g.name.starts_with(PACK));
         for g in graphs {
             let flops: u64 = g.calls.iter().map(|c| v.kernels[c.kernel as usize].flops).sum();
             let _ = writeln!(

@@ -21,7 +21,7 @@ use clap::{CommandFactory, FromArgMatches};
 use crate::device::Code;
 use crate::error::{Error, Result};
 use crate::eval::command as evaluation;
-use crate::exec::{Device, Session};
+use crate::exec::Session;
 use crate::files::Faults;
 use crate::quant::command as packing;
 use crate::report::output;
@@ -90,13 +90,7 @@ impl Cmd {
             args::Command::All { device, train, pack, score } => self.all(&device, &train, &pack, &score),
             args::Command::Pack { device, out, weights, pack } => {
                 let weights = weights.unwrap_or_else(|| out.join(WEIGHTS));
-                // Packing is the CPU's work.
-                let mut options = device.options()?;
-                if let Device::Cuda(n) = options.device {
-                    return Err(Error::usage(format!("--device cuda:{n}: packing runs on the CPU")));
-                }
-                options.device = Device::Cpu;
-                let mut session = Session::new(self.code.clone(), &options)?;
+                let mut session = self.session(&device)?;
                 load_weights(&mut session, &weights)?;
                 packing::pack(&mut self.attach(session, &out)?, &pack.into())
             }

@@ -23,7 +23,9 @@ fn child() {
         }
         let ranks = std::env::var("GOLF_TEST_RANKS").map_or(2, |r| r.parse().unwrap());
         let gpu = std::env::var_os("GOLF_LIBCUDA").is_some();
-        std::process::exit(super::main(args, || toy::load(&Toy { ranks, limit: Some(64), gpu, ..Toy::default() })));
+        let gpu_packs = std::env::var_os("GOLF_TEST_PACKS_ON_CPU").is_none();
+        let toy = Toy { ranks, limit: Some(64), gpu, gpu_packs, ..Toy::default() };
+        std::process::exit(super::main(args, || toy::load(&toy)));
     }
 }
 
@@ -118,7 +120,7 @@ fn exit_codes_of_bad_requests() {
         ("train --data . --out o --device tpu", 2, "expected auto, cpu or cuda"),
         ("train --data . --out o --device cuda:0", 3, "no code for a GPU"),
         ("train --data . --out o --device cuda:x", 2, "expected auto, cpu or cuda"),
-        ("pack --out o --device cuda:0", 2, "packing runs on the CPU"),
+        ("pack --out o --device cuda:0", 3, "no code for a GPU"),
         ("train --data . --out o --memory 1MB", 3, "0.01 GB"),
         ("train --data gone --out o", 1, "gone: no such file"),
         ("train --data . --out o --clock gone", 1, "gone: no such file"),
@@ -410,6 +412,34 @@ fn a_gpu_does_the_whole_job() {
     assert!(code == 1 && err.contains("was computed on sm_90a, this is cpu-"), "{err}");
     let (code, text, err) = train("--device cpu --resume --allow-device-change");
     assert!(code == 0 && text.contains("resumed:step 5 attempt:"), "{text}{err}");
+}
+
+/// Quantisers run where the weights are; without code for them there, on the CPU, which is said.
+#[test]
+fn a_gpu_packs_what_the_cpu_packs() {
+    let (dir, library) = (Dir::new(), Library::new(&[]));
+    assert_eq!(dir.gpu(library.name(), &format!("{TRAIN} --steps 3 --out o --device cpu")).0, 0);
+    let pack = |library: &Library, device: &str, packs_on_cpu: bool| {
+        let mut command = dir.command(&format!("pack --out o --device {device} --codes codes"), None);
+        command.envs(packs_on_cpu.then_some(("GOLF_TEST_PACKS_ON_CPU", "1"))).env("GOLF_LIBCUDA", library.name());
+        let (code, out, err) = finish(command.output().unwrap());
+        let files = ["o/artifact.golfa", "codes"].map(|f| std::fs::read(dir.path(f)).unwrap());
+        (code, out, err, files)
+    };
+    let (code, out, _, expected) = pack(&library, "cpu", false);
+    assert!(code == 0 && !out.contains("on the CPU"), "{out}");
+    for packs_on_cpu in [false, true] {
+        for file in ["o/artifact.golfa", "codes"] {
+            std::fs::write(dir.path(file), "").unwrap();
+        }
+        let (code, out, err, found) = pack(&library, "cuda:0", packs_on_cpu);
+        assert!(code == 0 && found == expected, "{out}{err}");
+        let said = out.contains("pack:on the CPU, for this program has no sm_90a code for its quantisers");
+        assert_eq!(said, packs_on_cpu, "{out}");
+    }
+    let broken = Library::new(&["-DFAIL=\"most\""]);
+    let (code, out, err, _) = pack(&broken, "cuda:0", false);
+    assert!(code == 3 && err.contains("an illegal memory access"), "{out}{err}");
 }
 
 #[test]

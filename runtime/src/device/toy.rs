@@ -33,11 +33,13 @@ pub struct Toy {
     pub limit: Option<u64>,
     /// Also variants for a GPU, whose code the fake driver of tests runs.
     pub gpu: bool,
+    /// Those of a GPU hold the quantiser too.
+    pub gpu_packs: bool,
 }
 
 impl Default for Toy {
     fn default() -> Toy {
-        Toy { ranks: 2, batch: 64, stop: 1000.0, limit: None, gpu: false }
+        Toy { ranks: 2, batch: 64, stop: 1000.0, limit: None, gpu: false, gpu_packs: true }
     }
 }
 
@@ -167,6 +169,11 @@ kernels! {
     fn abs(r, args) {
         let (x, y) = (&arg::<f32>(args, 0, V * V)[r * V..][..V], &mut arg::<f32>(args, 1, V * V)[r * V..][..V]);
         y.iter_mut().zip(x).for_each(|(y, x)| *y = x.abs());
+    }
+    /// x, row maximum: on the CPU the runtime's.
+    fn most(r, args) {
+        let x = &arg::<f32>(args, 0, V * V)[r * V..][..V];
+        arg::<f32>(args, 1, V)[r] = x.iter().copied().fold(0.0, f32::max);
     }
     /// x, row maximum, codes, scale, dequant: int6 by rows.
     fn int6(r, args) {
@@ -333,11 +340,16 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
     }
 }
 
-/// The same variant for the fake driver: a module per kernel, calls in a chain, no packing. Where [`load`] puts the addresses in stands `ADDRESS`.
-fn on_gpu(mut v: Variant, kind: &str) -> Variant {
+/// The same variant for the fake driver: a module per kernel, calls in a chain. Where [`load`] puts the addresses in stands `ADDRESS`.
+fn on_gpu(mut v: Variant, kind: &str, packs: bool) -> Variant {
     v.device = kind.into();
-    v.graphs.retain(|g| !g.name.starts_with("pack."));
+    v.graphs.retain(|g| packs || !g.name.starts_with(PACK));
+    // A GPU has a kernel for what the CPU's runtime does.
+    let builtin = v.kernels.len() - 1;
     v.kernels.pop();
+    let most = ENTRIES.iter().position(|e| e.0 == "most").expect("an entry") as u32;
+    let calls = v.graphs.iter_mut().flat_map(|g| &mut g.calls);
+    calls.filter(|c| c.kernel as usize == builtin).for_each(|c| c.kernel = most);
     for (i, k) in v.kernels.iter_mut().enumerate() {
         let mut calls = v.graphs.iter().flat_map(|g| &g.calls).filter(|c| c.kernel as usize == i);
         let args = calls.next().map_or(0, |c| c.args.len());
@@ -395,7 +407,7 @@ pub fn program(toy: &Toy) -> Program {
     if toy.gpu {
         let cpu = variants.clone();
         for kind in ["sm_90a", "sm_80"] {
-            variants.extend(cpu.iter().map(|v| on_gpu(v.clone(), kind)));
+            variants.extend(cpu.iter().map(|v| on_gpu(v.clone(), kind, toy.gpu_packs)));
         }
     }
     Program {

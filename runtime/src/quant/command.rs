@@ -21,8 +21,12 @@ pub fn pack(run: &mut Run, request: &Request) -> Result<()> {
     let p = &code.program;
     let mut progress = Progress::new("pack");
     let (signals, mut failed) = (run.signals.clone(), Ok(()));
-    // Packing is the CPU's work; a session on a GPU lends its weights.
-    let mut lent = run.session.on_cpu()?;
+    // A GPU whose code lacks a quantiser lends its weights.
+    let mut lent = if packing::has_quantisers(&run.session) { None } else { run.session.on_cpu()? };
+    if lent.is_some() {
+        let device = run.session.device_kind();
+        run.note(format!("pack:on the CPU, for this program has no {device} code for its quantisers"))?;
+    }
     let packed = packing::quantise(lent.as_mut().unwrap_or(&mut run.session), &mut |done, of| {
         if failed.is_ok() {
             let (d, n) = (done as u64, of as u64);

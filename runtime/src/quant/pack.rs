@@ -42,6 +42,12 @@ pub fn slots(p: &Program, session: &Session) -> Result<Vec<Slot>> {
         .collect()
 }
 
+/// Whether the session has the graphs of all quantisers.
+pub fn has_quantisers(session: &Session) -> bool {
+    let params = &session.code().program.quantize.params;
+    params.iter().filter_map(|q| q.graph.as_ref()).all(|graph| session.find_graph(graph).is_some())
+}
+
 /// Quantises every parameter. `progress` gets (done, of).
 pub fn quantise(session: &mut Session, progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Packed>> {
     let code = session.code().clone();

@@ -6,6 +6,7 @@
 
 pub mod attend;
 pub mod gemm;
+pub mod quantile;
 pub mod row;
 pub mod scatter;
 pub mod tuning;
@@ -55,7 +56,7 @@ pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
         (Kernel::Gemm(k), _) => gemm::check(k)?,
         (Kernel::Attend(k), _) => attend::check(k)?,
         (Kernel::Scatter(k), _) => scatter::check(k)?,
-        (Kernel::Host(k), _) => return Err(format!("{:?} is a routine of the CPU", k.builtin)),
+        (Kernel::Quantile(k), _) => quantile::check(k)?,
     }
     let (limit, name) = (arch.shared_limit(), arch.name());
     let most = launches(arch, kernel).iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.shared).max().unwrap_or(0);
@@ -74,7 +75,7 @@ pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
         (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::launches(k),
         (Kernel::Attend(k), Arch::Sm80) => attend::mma::launches(k),
         (Kernel::Scatter(k), _) => scatter::launches(k),
-        (Kernel::Host(_), _) => Vec::new(),
+        (Kernel::Quantile(k), _) => quantile::launches(k),
     }
 }
 
@@ -86,6 +87,6 @@ pub fn temps(arch: Arch, kernel: &Kernel) -> Vec<u64> {
         (Kernel::Attend(k), _) => attend::temps(k),
         (Kernel::Row(k), _) => row::temps(k),
         (Kernel::Scatter(k), _) => scatter::temps(k),
-        (Kernel::Host(_), _) => Vec::new(),
+        (Kernel::Quantile(_), _) => Vec::new(),
     }
 }

@@ -126,7 +126,7 @@ impl Body {
             .collect();
         let s = self.s;
         let name = format!("{name} {:?} b{} t{} h{} d{} block{}", s.dtype, s.batch, s.time, s.heads, s.dim, s.block);
-        Sample { name, row: Row { graph, outer: self.outer, block: s.block, args }, fills: self.fills }
+        Sample { name, row: Row { graph, outer: self.outer, block: s.block, args, exact: false }, fills: self.fills }
     }
 }
 

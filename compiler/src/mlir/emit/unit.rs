@@ -61,6 +61,7 @@ impl<'c> Unit<'c> {
             entry: block,
             location,
             tier: self.tier,
+            approximate: self.tier.is_gpu(),
             constants: Rc::new(RefCell::new(HashMap::new())),
         };
         let argument = |(i, p): (usize, &(Type, Ty, &str))| V {

@@ -7,6 +7,7 @@
 pub mod attend;
 pub mod gemm;
 pub mod ops;
+pub mod quantile;
 pub mod row;
 pub mod scatter;
 #[cfg(test)]
@@ -32,6 +33,6 @@ pub fn emit(unit: &Unit, arch: Arch, kernel: &Kernel) -> Result<(), String> {
         (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::emit(unit, k, &name),
         (Kernel::Row(k), _) => row::emit(unit, k, &name),
         (Kernel::Scatter(k), _) => scatter::emit(unit, k, &name),
-        (Kernel::Host(builtin), _) => Err(format!("{builtin:?} is implemented by the runtime, not generated")),
+        (Kernel::Quantile(k), _) => quantile::emit(unit, k, &name),
     }
 }

@@ -65,7 +65,9 @@ impl Fuse<'_> {
                 Digits::new()
             }
             Kind::Gemm { .. } => self.epilogue_digits(n, c)?,
-            Kind::Attend | Kind::Scatter | Kind::Host => return Err(refuse("comes from a kernel that fuses nothing")),
+            Kind::Attend | Kind::Scatter | Kind::Quantile => {
+                return Err(refuse("comes from a kernel that fuses nothing"));
+            }
         };
         if self.count.get(&c).copied().unwrap_or(0) >= MOST_NODES {
             return Err(refuse("would make the kernel too large"));
@@ -214,7 +216,8 @@ impl Fuse<'_> {
             return;
         }
         self.c.spot.iter_mut().filter(|s| **s == Spot::In(from)).for_each(|s| *s = Spot::In(into));
-        let Cluster { deps, columns, bases, span, .. } = std::mem::replace(&mut self.c.list[from], empty(Kind::Host));
+        let Cluster { deps, columns, bases, span, .. } =
+            std::mem::replace(&mut self.c.list[from], empty(Kind::Quantile));
         self.c.list[from].alive = false;
         let moved = self.count.remove(&from).unwrap_or(0);
         *self.count.entry(into).or_default() += moved;

@@ -136,7 +136,7 @@ impl Fuse<'_> {
             Op::Dot(_) => self.gemm(n),
             Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) => self.attend(n),
             Op::ScatterAdd(_) => self.anchor(n, Kind::Scatter).map(|_| ()),
-            Op::Quantile(..) => self.anchor(n, Kind::Host).map(|_| ()),
+            Op::Quantile(..) => self.anchor(n, Kind::Quantile).map(|_| ()),
             Op::Shift(..) => {
                 self.in_memory(node.args[0])?;
                 self.effect_home(n)

@@ -70,9 +70,6 @@ pub(super) fn compare(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Co
 #[cfg(feature = "mlir")]
 pub(super) fn generated(g: &Graph, s: &Scheduled, inputs: &Contents, expected: &Contents, tolerance: f64) {
     use crate::mlir::{execute::Executable, jit, object, tier::Tier};
-    if s.steps.iter().any(|step| matches!(step.kernel, crate::kernel::Kernel::Host(_))) {
-        return;
-    }
     let tiers = if g.compute == DType::F32 { &Tier::ALL[..1] } else { &Tier::ALL[..] };
     for tier in tiers.iter().filter(|t| jit::available(**t)) {
         let options = object::Options { threads: 1, cache: None };

@@ -289,7 +289,7 @@ fn quantiser_like() {
     s.out("back", back);
     let g = s.finish();
     let done = same(&g, &contents(&g, &[]), 1e-3);
-    assert_eq!(families(&done).iter().filter(|f| **f == "host").count(), 3);
+    assert_eq!(families(&done).iter().filter(|f| **f == "quantile").count(), 3);
 }
 
 #[test]

@@ -41,7 +41,12 @@ impl<'c> Writer<'_, 'c> {
                 match self.p.def(*b).inst {
                     _ if *op == Binary::Div && x.ty.elem.is_float() && self.is_rounded(id) => e.div(x, y),
                     // A reciprocal known now saves the division: 1 ulp.
-                    Inst::Const(c) if *op == Binary::Div && reciprocal(c.get()).is_some() && x.ty.elem.is_float() => {
+                    Inst::Const(c)
+                        if e.approximate
+                            && *op == Binary::Div
+                            && reciprocal(c.get()).is_some()
+                            && x.ty.elem.is_float() =>
+                    {
                         e.mul(x, e.fconst(x.ty, reciprocal(c.get()).unwrap_or(1.0)))
                     }
                     _ => elementwise::binary(e, *op, x, y),

@@ -30,6 +30,7 @@ pub fn emit(unit: &Unit, row: &Row, symbol: &dyn Fn(&str) -> String) -> Result<(
     }
     let shape = (layout.threads as u32, layout.resident(row) as u32);
     unit.gpu_kernel_shared(&symbol("main"), row.args.len(), 0, shape, |e, args, _| {
+        let e = &if row.exact { e.exact() } else { e.clone() };
         Writer::new(e, &program, &layout, args).program(e);
     });
     Ok(())
