@@ -81,6 +81,7 @@ fn report(
         epilogue: copy(m, n, dtype),
         args: vec![EpilogueArg { offset: 0, batch: vec![], m: n as i64, n: 1 }],
         cut: None,
+        library: false,
     });
     let loaded = Loaded::build(&[Job { kernel: kernel.clone(), tier }])?;
     // Random content: constant data runs at a higher clock.

@@ -7,8 +7,8 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    Buffer, Builtin, Call, DType, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place, Program, Segment,
-    Variant,
+    Buffer, Builtin, Call, DType, Factor, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place, Product,
+    Program, Segment, Variant,
 };
 
 /// Dynamic shared memory of a block at most, bytes: Hopper's.
@@ -162,7 +162,13 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
             return bad(format!("{} calls kernel {} of {}", g.name, call.kernel, v.kernels.len()));
         };
         if v.device != "cpu" {
-            gpu_call(v, call, &kernel.symbol, kernel.gpu.as_ref().filter(|_| kernel.builtin.is_none()), g.scratch)?;
+            match &kernel.product {
+                Some(p) => product_call(v, call, &kernel.symbol, p, g.scratch)?,
+                None => {
+                    let grid = kernel.gpu.as_ref().filter(|_| kernel.builtin.is_none());
+                    gpu_call(v, call, &kernel.symbol, grid, g.scratch)?;
+                }
+            }
         }
         let inside = |p: &Place| p.offset <= segment_bytes(v, p.segment, g.scratch);
         if !call.args.iter().all(inside) {
@@ -186,6 +192,32 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A product as cuBLASLt will take it: four arguments, every matrix inside its segment.
+fn product_call(v: &Variant, call: &Call, symbol: &str, p: &Product, scratch: u64) -> Result<()> {
+    let room = |place: &Place| segment_bytes(v, place.segment, scratch).saturating_sub(place.offset);
+    let fits = |place: &Place, f: &Factor, inner: u64, other: u64| {
+        let (along, across) = if f.inner { (inner, other) } else { (other, inner) };
+        let steps = [(p.batch, f.batch), (across, f.pitch), (along, 1)];
+        let last =
+            steps.iter().try_fold(f.offset, |sum, &(n, step)| n.checked_sub(1)?.checked_mul(step)?.checked_add(sum));
+        let end = last.and_then(|last| last.checked_add(1)?.checked_mul(f.dtype.bytes() as u64));
+        f.pitch >= along && end.is_some_and(|end| end <= room(place))
+    };
+    let sizes = [p.m, p.n, p.k, p.batch].iter().all(|n| (1..1 << 31).contains(n));
+    let bf16 = p.a.dtype == DType::Bf16 && p.b.dtype == DType::Bf16 && matches!(p.d.dtype, DType::Bf16 | DType::F32);
+    let right = match &call.args[..] {
+        [a, b, d, workspace] => {
+            fits(a, &p.a, p.k, p.m)
+                && fits(b, &p.b, p.k, p.n)
+                && fits(d, &p.d, p.n, p.m)
+                && p.d.inner
+                && p.workspace <= room(workspace)
+        }
+        _ => false,
+    };
+    if sizes && bf16 && right { Ok(()) } else { bad(format!("{symbol}: the sizes of a product do not fit")) }
 }
 
 /// A launch as the driver will take it: a grid, code, and tensor maps that the bulk copy engine can use.

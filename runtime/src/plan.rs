@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub const PACK: &str = "pack.";
 
 /// Raised whenever the layout of anything here changes.
-pub const PLAN_VERSION: u32 = 2;
+pub const PLAN_VERSION: u32 = 3;
 
 /// Dtype of a buffer in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -204,6 +204,8 @@ pub struct Kernel {
     pub scratch: u64,
     /// Implemented by the runtime (host linear algebra, quantile), not generated.
     pub builtin: Option<Builtin>,
+    /// Of a GPU: done by cuBLASLt.
+    pub product: Option<Product>,
     /// Variants of a GPU: how one call is launched; [`Kernel::symbol`] is an entry of the module [`Grid::module`].
     pub gpu: Option<Grid>,
 }
@@ -239,6 +241,45 @@ pub struct TensorMap {
     pub tile: Vec<u32>,
     /// Swizzle span of shared memory in bytes: 0 (none), 32, 64 or 128.
     pub swizzle: u32,
+}
+
+/// A product that cuBLASLt does, where a tuning table says so: `D = A B` or `D += A B` for each matrix of a batch, in f32 sums of bf16 factors. Arguments of its
+/// call: A, B, D, workspace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Product {
+    /// Rows of A and D.
+    pub m: u64,
+    /// Columns of B and D.
+    pub n: u64,
+    /// Columns of A, rows of B.
+    pub k: u64,
+    /// Matrices.
+    pub batch: u64,
+    /// A \[m, k\].
+    pub a: Factor,
+    /// B \[k, n\].
+    pub b: Factor,
+    /// D \[m, n\], n contiguous.
+    pub d: Factor,
+    /// D is added to, not replaced.
+    pub accumulate: bool,
+    /// Bytes of the last argument.
+    pub workspace: u64,
+}
+
+/// How a matrix of a [`Product`] lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Factor {
+    /// Bf16, or F32 for D.
+    pub dtype: DType,
+    /// Elements from the argument to the first.
+    pub offset: u64,
+    /// k is contiguous (of D: n), else the other index.
+    pub inner: bool,
+    /// Elements between neighbours of the index that is not contiguous.
+    pub pitch: u64,
+    /// Elements between matrices of the batch.
+    pub batch: u64,
 }
 
 /// Kernels the runtime itself provides.

@@ -321,8 +321,8 @@ mod tests {
     use crate::lang::{Input, load};
     use golf_grammar::SourceMap;
 
-    /// Names of the GPU's graphs of a small program that quantises by `rule`.
-    fn on_gpu(uses: &str, items: &str, rule: &str) -> Vec<String> {
+    /// The GPU's plan of a small program that quantises by `rule`.
+    fn on_gpu((uses, items, rule): (&str, &str, &str), tuning: &Tuning) -> Planned {
         let text = format!(
             "use std.{{norm, optim{uses}}}\nconst vocab = 64, dim = 64, seq = 64\naxis t = seq, v = vocab, d = dim\n{items}\n\
              model(tokens: [b t]) -> logits [b t v] {{\n    param emb[v, d] ~ normal(0.02) in tables\n    \
@@ -333,18 +333,39 @@ mod tests {
         let input = Input { path: "case.golf", bytes: text.as_bytes(), sets: &[] };
         let model = load(&mut SourceMap::new(), &input).unwrap_or_else(|list| panic!("{list:?}"));
         let mut parts = vec![Part::new(&model, Target::Gpu(Arch::Sm90a), DType::Bf16).unwrap()];
-        let planned = plan(&model, &mut parts, true, &Tuning::default()).unwrap_or_else(|why| panic!("{why}"));
-        let names: Vec<String> = planned[0].variant.graphs.iter().map(|g| g.name.clone()).collect();
-        assert!(names.iter().any(|n| n == "train.micro"), "{names:?}");
-        names
+        let mut planned = plan(&model, &mut parts, true, tuning).unwrap_or_else(|why| panic!("{why}"));
+        planned.remove(0)
     }
 
     #[test]
     fn quantisers_that_a_gpu_does_not_take_are_the_cpus() {
-        let packs = |names: Vec<String>| names.iter().filter(|n| n.starts_with(plan::PACK)).count();
-        assert_eq!(packs(on_gpu(", quant", "", "int8")), 1);
+        let packs = |program| {
+            let names: Vec<String> =
+                on_gpu(program, &Tuning::default()).variant.graphs.into_iter().map(|g| g.name).collect();
+            assert!(names.iter().any(|n| n == "train.micro"), "{names:?}");
+            names.iter().filter(|n| n.starts_with(plan::PACK)).count()
+        };
+        assert_eq!(packs((", quant", "", "int8")), 1);
         let odd = "quantizer odd<R, C>(w: [R C]) {\n    let turned = newton_schulz(w)\n    let scale = cast(1 / 31, f16) + 0 * cast(sum(w over C), f16)\n    \
                    let q = clamp(round(turned / scale), -31, 31)\n    (codes: cast(q, i8), scale: scale, dequant: q * scale)\n}";
-        assert_eq!(packs(on_gpu("", odd, "odd")), 0);
+        assert_eq!(packs(("", odd, "odd")), 0);
+    }
+
+    #[test]
+    fn a_tuning_table_makes_calls_of_a_library() {
+        let program = (", quant", "", "int8");
+        let own = on_gpu(program, &Tuning::default());
+        assert!(own.variant.kernels.iter().all(|k| k.product.is_none() && k.gpu.is_some()));
+        let bare = own.launched().into_iter().find(|k| match k {
+            Kernel::Gemm(g) => crate::kernel::gpu::library::product(g).is_ok(),
+            _ => false,
+        });
+        let symbol = bare.expect("a gradient is a bare product").symbol();
+        let planned = on_gpu(program, &Tuning::parse(&format!("{symbol} cublaslt")).unwrap());
+        let v = &planned.variant;
+        let (i, kernel) = v.kernels.iter().enumerate().find(|(_, k)| k.product.is_some()).expect("a product");
+        assert!(kernel.gpu.is_none() && kernel.symbol.ends_with("_cublaslt") && kernel.flops > 0, "{kernel:?}");
+        let call = v.graphs.iter().flat_map(|g| &g.calls).find(|c| c.kernel as usize == i).expect("a call");
+        assert_eq!((call.args.len(), call.tasks), (4, 1));
     }
 }

@@ -65,6 +65,8 @@ pub struct Gemm {
     pub args: Vec<EpilogueArg>,
     /// How `sm_90a` cuts it, if a tuning table says so.
     pub cut: Option<Cut>,
+    /// On `sm_90a` cuBLASLt does it, because a tuning table says so.
+    pub library: bool,
 }
 
 /// How often a value of the epilogue must be computed.

@@ -80,6 +80,14 @@ impl Target {
         }
     }
 
+    /// The product that a library of the machine does instead of generated code.
+    pub fn product(self, kernel: &Kernel) -> Option<golf_runtime::plan::Product> {
+        match (self, kernel) {
+            (Target::Gpu(_), Kernel::Gemm(g)) if g.library => gpu::library::product(g).ok(),
+            _ => None,
+        }
+    }
+
     /// Bytes of each temporary that lives from a kernel's first launch to its last.
     pub fn temps(self, kernel: &Kernel) -> Vec<u64> {
         match self {
@@ -158,10 +166,10 @@ impl Kernel {
         }
     }
 
-    /// [`Kernel::symbol`], whatever cut was chosen.
+    /// [`Kernel::symbol`], whatever was chosen for it.
     pub fn plain_symbol(&self) -> String {
         let text = match self {
-            Kernel::Gemm(g) if g.cut.is_some() => Kernel::Gemm(gemm::Gemm { cut: None, ..g.clone() }).text(),
+            Kernel::Gemm(g) => Kernel::Gemm(gemm::Gemm { cut: None, library: false, ..g.clone() }).text(),
             _ => self.text(),
         };
         format!("{}_{}", self.family(), &blake3::hash(text.as_bytes()).to_hex().as_str()[..16])

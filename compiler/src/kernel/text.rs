@@ -45,7 +45,7 @@ fn gemm(out: &mut String, k: &gemm::Gemm) -> std::fmt::Result {
     let flag = |on: bool, name: &str| if on { format!(" {name}") } else { String::new() };
     writeln!(
         out,
-        "gemm batch={:?} m={} n={} k={} compute={}{}{}{}",
+        "gemm batch={:?} m={} n={} k={} compute={}{}{}{}{}",
         k.batch,
         k.m,
         k.n,
@@ -53,7 +53,8 @@ fn gemm(out: &mut String, k: &gemm::Gemm) -> std::fmt::Result {
         dtype_name(k.compute),
         flag(k.symmetric, "symmetric"),
         flag(k.accumulate, "accumulate"),
-        k.cut.map_or(String::new(), |cut| format!(" cut={cut}"))
+        k.cut.map_or(String::new(), |cut| format!(" cut={cut}")),
+        flag(k.library, super::gpu::library::NAME)
     )?;
     for (name, o) in [("a", &k.a), ("b", &k.b)] {
         let dtype = dtype_name(o.dtype);

@@ -32,7 +32,7 @@ pub fn link(
     let all = distinct.len();
     let small = |k: &&Kernel| {
         let flops: u64 = planned.target.launches(k).iter().map(|l| l.flops).sum();
-        flops > 0 && flops <= trial::limit(k)
+        flops > 0 && flops <= trial::limit(k) && planned.target.product(k).is_none()
     };
     let kept: Vec<&Kernel> = distinct.into_iter().filter(small).collect();
     let trials = Mutex::new(Vec::new());

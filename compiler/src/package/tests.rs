@@ -38,6 +38,7 @@ fn kernel(compute: DType) -> Kernel {
         epilogue: b.finish(),
         args: vec![EpilogueArg { offset: 0, batch: vec![], m: 4, n: 1 }],
         cut: None,
+        library: false,
     })
 }
 
@@ -73,6 +74,7 @@ fn variant(kernel: &Kernel) -> Variant {
             bytes: l.bytes,
             scratch: l.scratch,
             builtin: None,
+            product: None,
             gpu: None,
         })
         .collect();

@@ -93,6 +93,7 @@ impl Lower<'_, '_> {
             epilogue: super::lower::tidy(builder.finish(), "epilogue"),
             args,
             cut: None,
+            library: false,
         };
         let mut lowered = self.finish(i, Kernel::Gemm(kernel), slots);
         if !lowered.nodes.contains(dot) {

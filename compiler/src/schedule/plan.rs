@@ -277,6 +277,7 @@ impl Planner {
                 bytes: launch.bytes,
                 scratch: launch.scratch.next_multiple_of(ALIGN),
                 builtin,
+                product: self.target.product(k),
                 gpu: launch.gpu.clone().map(|g| plan::Grid { module: owner as u32, ..g }),
             });
         }

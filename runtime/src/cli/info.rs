@@ -103,6 +103,15 @@ fn describe(code: &Code) -> String {
                 flops as f64 / 1e9
             );
         }
+        for (i, k) in v.kernels.iter().enumerate() {
+            let Some(p) = &k.product else { continue };
+            let calls = v.graphs.iter().flat_map(|g| &g.calls).filter(|c| c.kernel as usize == i).count();
+            let _ = writeln!(
+                out,
+                "  {}: {calls} calls of cuBLASLt, {} x {} x {}, {} matrices",
+                k.symbol, p.m, p.n, p.k, p.batch
+            );
+        }
         let calls: usize = packing.iter().map(|g| g.calls.len()).sum();
         if !packing.is_empty() {
             let _ = writeln!(out, "  {:<22} {calls:>5} calls in {} graphs", "pack.*", packing.len());

@@ -311,6 +311,7 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
         bytes: (4 * V * V) as u64,
         scratch: 256,
         builtin: builtin.then_some(Builtin::Quantile { n: V as u64, q: 1.0 }),
+        product: None,
         gpu: None,
     };
     let mut kernels: Vec<_> = ENTRIES.iter().map(|e| kernel(e.0, false)).collect();

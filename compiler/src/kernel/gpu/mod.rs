@@ -6,6 +6,7 @@
 
 pub mod attend;
 pub mod gemm;
+pub mod library;
 pub mod quantile;
 pub mod row;
 pub mod scatter;
@@ -53,6 +54,7 @@ impl Arch {
 pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
     match (kernel, arch) {
         (Kernel::Row(k), _) => row::check(k)?,
+        (Kernel::Gemm(k), Arch::Sm90a) if k.library => return library::product(k).map(|_| ()),
         (Kernel::Gemm(k), _) => gemm::check(k)?,
         (Kernel::Attend(k), _) => attend::check(k)?,
         (Kernel::Scatter(k), _) => scatter::check(k)?,
@@ -70,6 +72,7 @@ pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
 pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
     match (kernel, arch) {
         (Kernel::Row(k), _) => row::launches(k),
+        (Kernel::Gemm(k), Arch::Sm90a) if k.library => library::launches(k),
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::launches(k),
         (Kernel::Attend(k), Arch::Sm90a) => attend::launches(k),
         (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::launches(k),
@@ -82,6 +85,7 @@ pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
 /// Bytes of each temporary.
 pub fn temps(arch: Arch, kernel: &Kernel) -> Vec<u64> {
     match (kernel, arch) {
+        (Kernel::Gemm(k), Arch::Sm90a) if k.library => library::temps(),
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::temps(k),
         (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::temps(k),
         (Kernel::Attend(k), _) => attend::temps(k),

@@ -28,6 +28,8 @@ pub fn emit(unit: &Unit, arch: Arch, kernel: &Kernel) -> Result<(), String> {
     let name = |entry: &str| symbol(kernel, entry);
     match (kernel, arch) {
         (Kernel::Attend(k), Arch::Sm90a) => attend::emit(unit, k, &name),
+        // A module without functions: the work is the library's.
+        (Kernel::Gemm(k), Arch::Sm90a) if k.library => Ok(()),
         (Kernel::Gemm(k), Arch::Sm90a) => gemm::emit(unit, k, &name),
         (Kernel::Attend(k), Arch::Sm80) => attend::mma::emit(unit, k, &name),
         (Kernel::Gemm(k), Arch::Sm80) => gemm::mma::emit(unit, k, &name),

@@ -144,6 +144,7 @@ impl Case {
             epilogue: plain(batch, m, n, self.out, self.accumulate),
             args: vec![dense(batch, m, n)],
             cut: None,
+            library: false,
         };
         let kernel = Kernel::Gemm(g);
         let old: Vec<f32> = (0..batch * m * n).map(|_| random.uniform() as f32).collect();
@@ -235,6 +236,7 @@ fn symmetric_products_equal_full_ones() {
                     epilogue: plain(2, n, n, DType::F32, false),
                     args: vec![dense(2, n, n)],
                     cut: None,
+                    library: false,
                 };
                 for tier in code_tiers(&Kernel::Gemm(g.clone())) {
                     let results: Vec<Vec<u8>> = [true, false]
@@ -312,6 +314,7 @@ fn epilogues_follow_the_interpreter() {
         epilogue: graph.clone(),
         args,
         cut: None,
+        library: false,
     };
     let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| to_bf16(random.uniform() as f32)).collect() };
     let inputs = [draw(batch * m), draw(n), draw(batch), draw(batch * m * n), draw(batch * m * n)];
@@ -378,6 +381,7 @@ fn descriptions_it_cannot_emit_are_refused() {
         epilogue: plain(1, 4, 4, DType::F32, false),
         args: vec![dense(1, 4, 4)],
         cut: None,
+        library: false,
     };
     let refuse = |g: &Gemm| object::text(&Job { kernel: Kernel::Gemm(g.clone()), tier: Tier::V3 }, Text::Mlir).err();
     assert!(refuse(&g).expect("accumulate without accumulation").contains("accumulate"));
@@ -405,6 +409,7 @@ fn snapshots() {
             epilogue: plain(1, m, n, DType::F32, false),
             args: vec![dense(1, m, n)],
             cut: None,
+            library: false,
         };
         let kernel = Kernel::Gemm(g);
         let symbol = kernel.symbol();

@@ -7,9 +7,10 @@
 //! A table of our own and not a crate of bindings: it is three dozen functions, their signatures have been stable since CUDA 12.0, and
 //! bindings that panic for a missing library or symbol are no use where that is an ordinary error.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 
+use super::dynamic::{Library, table};
 use crate::error::{Error, Result};
 
 /// The driver's opaque handles.
@@ -30,6 +31,8 @@ pub(super) const MAX_THREADS: c_int = 0;
 pub(super) const MAX_DYNAMIC_SHARED: c_int = 8;
 /// `CU_STREAM_NON_BLOCKING`.
 pub(super) const NON_BLOCKING: c_uint = 1;
+/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
+pub(super) const CAPTURE_OF_THREAD: c_int = 1;
 /// `CU_JIT_ERROR_LOG_BUFFER` and its size.
 pub(super) const JIT_ERROR_LOG: c_int = 5;
 pub(super) const JIT_ERROR_LOG_BYTES: c_int = 6;
@@ -68,9 +71,6 @@ impl fmt::Display for Status {
 }
 
 unsafe extern "C" {
-    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
-    fn dlsym(library: *mut c_void, symbol: *const c_char) -> *mut c_void;
-    fn dlerror() -> *const c_char;
     fn _exit(code: c_int) -> !;
 }
 
@@ -80,45 +80,9 @@ pub fn leave(code: i32) -> ! {
     unsafe { _exit(code) }
 }
 
-/// `RTLD_NOW`.
-const NOW: c_int = 2;
-
-macro_rules! driver {
-    ($($name:ident = $symbol:literal ($($arg:ident: $ty:ty),*);)*) => {
-        /// Functions of the driver. They are the driver's for good: the library is never closed, because it keeps threads of its own.
-        #[allow(non_snake_case)]
-        pub(super) struct Driver {
-            /// As `cuDriverGetVersion` counts: 12080 is CUDA 12.8.
-            pub(super) version: c_int,
-            $($name: unsafe extern "C" fn($($ty),*) -> c_int,)*
-        }
-
-        impl Driver {
-            fn table(library: &Library) -> Result<Driver> {
-                Ok(Driver {
-                    version: 0,
-                    // SAFETY: the symbol is a function of this signature (cuda.h), and function pointers are as wide as data pointers.
-                    $($name: unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($ty),*) -> c_int>(library.symbol($symbol)?) },)*
-                })
-            }
-
-            $(
-                /// The driver's function of that name.
-                ///
-                /// # Safety
-                /// As the driver's documentation says: handles are alive, pointers are valid for what it reads and writes.
-                // The two that explain errors are called through the table: their own failure explains nothing.
-                #[allow(clippy::too_many_arguments, dead_code)]
-                pub(super) unsafe fn $name(&self, $($arg: $ty),*) -> Result<(), Status> {
-                    // SAFETY: the caller's promise.
-                    self.status(unsafe { (self.$name)($($arg),*) })
-                }
-            )*
-        }
-    };
-}
-
-driver! {
+table! {
+    /// Functions of the driver.
+    Functions fails with Status;
     init = c"cuInit" (flags: c_uint);
     driver_version = c"cuDriverGetVersion" (version: *mut c_int);
     error_name = c"cuGetErrorName" (code: c_int, text: *mut *const c_char);
@@ -142,6 +106,8 @@ driver! {
     stream_destroy = c"cuStreamDestroy_v2" (stream: Handle);
     stream_synchronize = c"cuStreamSynchronize" (stream: Handle);
     stream_query = c"cuStreamQuery" (stream: Handle);
+    capture_begin = c"cuStreamBeginCapture_v2" (stream: Handle, mode: c_int);
+    capture_end = c"cuStreamEndCapture" (stream: Handle, graph: *mut Handle);
     event_create = c"cuEventCreate" (event: *mut Handle, flags: c_uint);
     event_destroy = c"cuEventDestroy_v2" (event: Handle);
     event_record = c"cuEventRecord" (event: Handle, stream: Handle);
@@ -158,6 +124,7 @@ driver! {
     graph_create = c"cuGraphCreate" (graph: *mut Handle, flags: c_uint);
     graph_destroy = c"cuGraphDestroy" (graph: Handle);
     graph_kernel = c"cuGraphAddKernelNode_v2" (node: *mut Handle, graph: Handle, after: *const Handle, count: usize, what: *const KernelNode);
+    graph_child = c"cuGraphAddChildGraphNode" (node: *mut Handle, graph: Handle, after: *const Handle, count: usize, child: Handle);
     graph_instantiate = c"cuGraphInstantiateWithFlags" (exec: *mut Handle, graph: Handle, flags: u64);
     graph_exec_destroy = c"cuGraphExecDestroy" (exec: Handle);
     graph_launch = c"cuGraphLaunch" (exec: Handle, stream: Handle);
@@ -173,43 +140,24 @@ pub(super) fn installed() -> bool {
     Library::open(&library_name()).is_ok()
 }
 
-struct Library {
-    handle: *mut c_void,
-    name: String,
-}
-
-impl Library {
-    fn open(name: &str) -> Result<Library> {
-        let path = CString::new(name).map_err(|_| Error::usage("GOLF_LIBCUDA holds a zero byte"))?;
-        // SAFETY: a C string; the library's initialisers are the driver's own.
-        let handle = unsafe { dlopen(path.as_ptr(), NOW) };
-        if !handle.is_null() {
-            return Ok(Library { handle, name: name.into() });
-        }
-        // SAFETY: the text of the failure just made on this thread, copied at once; null if there is none.
-        let why = unsafe { dlerror().as_ref().map(|t| CStr::from_ptr(t).to_string_lossy().into_owned()) };
-        let why = why.unwrap_or_else(|| format!("{name} cannot be opened"));
-        Err(Error::machine(format!("no NVIDIA driver: {why}; --device cpu runs without a GPU")))
-    }
-
-    fn symbol(&self, symbol: &CStr) -> Result<*mut c_void> {
-        // SAFETY: an open library and a C string.
-        let found = unsafe { dlsym(self.handle, symbol.as_ptr()) };
-        if found.is_null() {
-            let symbol = symbol.to_string_lossy();
-            return Err(Error::machine(format!(
-                "the NVIDIA driver is too old: {} has no {symbol}; CUDA {} or newer is needed",
-                self.name,
-                version(LEAST)
-            )));
-        }
-        Ok(found)
-    }
-}
-
 /// `12080` as people write it.
 pub(super) fn version(v: c_int) -> String {
     format!("{}.{}", v / 1000, v % 1000 / 10)
+}
+
+/// The driver, initialised.
+pub(super) struct Driver {
+    functions: Functions,
+    /// As `cuDriverGetVersion` counts: 12080 is CUDA 12.8.
+    pub(super) version: c_int,
+}
+
+impl std::ops::Deref for Driver {
+    type Target = Functions;
+
+    fn deref(&self) -> &Functions {
+        &self.functions
+    }
 }
 
 impl Driver {
@@ -220,8 +168,13 @@ impl Driver {
     }
 
     pub(super) fn open_named(name: &str) -> Result<Driver> {
-        let mut driver = Driver::table(&Library::open(name)?)?;
-        let mut version = 0;
+        let library = Library::open(name)
+            .map_err(|why| Error::machine(format!("no NVIDIA driver: {why}; --device cpu runs without a GPU")))?;
+        let functions = Functions::table(&library).map_err(|why| {
+            let least = version(LEAST);
+            Error::machine(format!("the NVIDIA driver is too old: {why}; CUDA {least} or newer is needed"))
+        })?;
+        let (mut driver, mut version) = (Driver { functions, version: 0 }, 0);
         // SAFETY: it may be called before `cuInit` and writes one int.
         unsafe { driver.driver_version(&mut version) }.map_err(|s| driver.no_device(&s))?;
         driver.version = version;
@@ -249,7 +202,9 @@ impl Driver {
             _ => Error::machine(format!("the NVIDIA driver does not start: {status}")),
         }
     }
+}
 
+impl Functions {
     /// Success, or the code with the driver's name and text for it.
     fn status(&self, code: c_int) -> Result<(), Status> {
         if code == 0 {

@@ -12,9 +12,10 @@ use std::ptr::null_mut;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::cublaslt::{Cublas, Matmul};
 use super::driver::{self, Address, Driver, Handle, KernelNode, Status};
 use crate::error::{Error, Result};
-use crate::plan::{DType, TensorMap};
+use crate::plan::{DType, Product, TensorMap};
 
 /// Pinned memory that copies pass through, bytes.
 const STAGING: usize = 32 << 20;
@@ -37,6 +38,8 @@ struct Inner {
     multiprocessors: u32,
     shared: u32,
     staging: RefCell<Staging>,
+    /// Opened when the first product is made.
+    cublas: RefCell<Option<Cublas>>,
 }
 
 /// A ring of pinned memory: what lies before `at` may still be read or written by copies under way.
@@ -53,6 +56,7 @@ impl Drop for Inner {
         unsafe {
             let _ = d.set_current(self.context);
             let _ = d.stream_synchronize(self.stream);
+            self.cublas.get_mut().take();
             let _ = d.host_free(self.staging.get_mut().start.cast());
             let _ = d.stream_destroy(self.stream);
             let _ = d.primary_release(self.device);
@@ -82,6 +86,13 @@ impl Gpu {
     #[cfg(test)]
     pub(super) fn open_named(library: &str, ordinal: u32) -> Result<Gpu> {
         Gpu::open_with(Driver::open_named(library)?, ordinal)
+    }
+
+    /// The same device, with this library for products.
+    #[cfg(test)]
+    pub(super) fn with_cublas(self, library: Cublas) -> Gpu {
+        *self.0.cublas.borrow_mut() = Some(library);
+        self
     }
 
     fn open_with(driver: Driver, ordinal: u32) -> Result<Gpu> {
@@ -127,7 +138,9 @@ impl Gpu {
             }
         }
         let staging = RefCell::new(Staging { start: start.cast(), at: 0 });
-        let inner = Inner { driver, device, context, stream, name, capability, multiprocessors, shared, staging };
+        let cublas = RefCell::new(None);
+        let inner =
+            Inner { driver, device, context, stream, name, capability, multiprocessors, shared, staging, cublas };
         Ok(Gpu(Rc::new(inner)))
     }
 
@@ -368,6 +381,42 @@ impl Gpu {
         }
     }
 
+    /// Starts a kernel or a product.
+    pub fn work(&self, work: &Work) -> Result<()> {
+        let matmul = match work {
+            Work::Kernel(launch) => return self.launch(launch),
+            Work::Product(_, matmul) => matmul,
+        };
+        self.enter()?;
+        // SAFETY: a living stream of the current context; the plan's places are inside living allocations.
+        unsafe { matmul.start(self.0.stream) }
+            .map_err(|why| Error::machine(format!("starting {} failed: {why}", work.name())))
+    }
+
+    /// A product by cuBLASLt on these addresses: A, B, D, workspace. Errors (exit 3): the library is not here, or does not do it.
+    pub fn product(&self, name: &str, p: &Product, at: [Address; 4]) -> Result<Work> {
+        self.enter()?;
+        let mut cublas = self.0.cublas.borrow_mut();
+        let library = match &*cublas {
+            Some(library) => library.clone(),
+            None => cublas.insert(Cublas::open()?).clone(),
+        };
+        Ok(Work::Product(name.into(), Box::new(library.product(name, p, at)?)))
+    }
+
+    /// What a product starts, as a graph.
+    fn captured(&self, work: &Work) -> Result<GraphHandle> {
+        let failed = |s: Status| Error::machine(format!("recording {} failed: {s}", work.name()));
+        let d = self.enter()?;
+        // SAFETY: a living stream.
+        unsafe { d.capture_begin(self.0.stream, driver::CAPTURE_OF_THREAD) }.map_err(failed)?;
+        let started = self.work(work);
+        let mut made = GraphHandle { gpu: self.clone(), graph: null_mut() };
+        // SAFETY: the stream is being captured; writes one handle, null if that failed.
+        let ended = unsafe { d.capture_end(self.0.stream, &mut made.graph) };
+        started.and(ended.map_err(failed)).map(|()| made)
+    }
+
     /// A mark in the stream.
     pub fn event(&self) -> Result<Event> {
         let d = self.enter()?;
@@ -387,40 +436,51 @@ impl Gpu {
         start.until(&end)
     }
 
-    /// Launches as one graph: launch `i` waits for those that `after[i]` names, by number; the others may run side by side.
-    pub fn graph(&self, launches: &[Launch], after: &[&[u32]]) -> Result<Graph> {
+    /// Kernels and products as one graph: number `i` waits for those that `after[i]` names; the others may run side by side.
+    pub fn graph(&self, all: &[Work], after: &[&[u32]]) -> Result<Graph> {
         let d = self.enter()?;
         let building = failed("building a graph of launches");
         let mut made = GraphHandle { gpu: self.clone(), graph: null_mut() };
         // SAFETY: writes one handle.
         unsafe { d.graph_create(&mut made.graph, 0) }.map_err(&building)?;
-        let mut nodes: Vec<Handle> = Vec::with_capacity(launches.len());
-        for (l, after) in launches.iter().zip(after) {
+        let mut nodes: Vec<Handle> = Vec::with_capacity(all.len());
+        for (work, after) in all.iter().zip(after) {
             let waits: Vec<Handle> = after.iter().map(|&i| nodes[i as usize]).collect();
             let mut node = null_mut();
-            // SAFETY: as in `start`; the nodes waited for are of this graph.
-            unsafe {
-                l.parameters(|parameters| {
-                    let what = KernelNode {
-                        function: l.function.handle,
-                        grid: [l.blocks, 1, 1],
-                        block: [l.threads, 1, 1],
-                        shared: l.shared,
-                        parameters,
-                        extra: null_mut(),
-                        kernel: null_mut(),
-                        context: null_mut(),
-                    };
-                    d.graph_kernel(&mut node, made.graph, waits.as_ptr(), waits.len(), &what)
-                })
-            }
-            .map_err(|s| Error::machine(format!("adding {} to a graph failed: {s}", l.function.name)))?;
+            let added = match work {
+                // SAFETY: as in `start`; the nodes waited for are of this graph.
+                Work::Kernel(l) => unsafe {
+                    l.parameters(|parameters| {
+                        let what = KernelNode {
+                            function: l.function.handle,
+                            grid: [l.blocks, 1, 1],
+                            block: [l.threads, 1, 1],
+                            shared: l.shared,
+                            parameters,
+                            extra: null_mut(),
+                            kernel: null_mut(),
+                            context: null_mut(),
+                        };
+                        d.graph_kernel(&mut node, made.graph, waits.as_ptr(), waits.len(), &what)
+                    })
+                },
+                Work::Product(..) => {
+                    let child = self.captured(work)?;
+                    // SAFETY: two living graphs, the child is copied; the nodes waited for are of this graph.
+                    unsafe { d.graph_child(&mut node, made.graph, waits.as_ptr(), waits.len(), child.graph) }
+                }
+            };
+            added.map_err(|s| Error::machine(format!("adding {} to a graph failed: {s}", work.name())))?;
             nodes.push(node);
         }
         let mut exec = null_mut();
         // SAFETY: writes one handle; the graph is complete and destroyed after this.
         unsafe { d.graph_instantiate(&mut exec, made.graph, 0) }.map_err(&building)?;
-        let functions = launches.iter().map(|l| l.function.clone()).collect();
+        let kernel = |work: &Work| match work {
+            Work::Kernel(l) => Some(l.function.clone()),
+            Work::Product(..) => None,
+        };
+        let functions = all.iter().filter_map(kernel).collect();
         Ok(Graph { gpu: self.clone(), exec, _functions: functions })
     }
 }
@@ -551,6 +611,24 @@ impl Launch {
         let maps = self.maps.iter().map(|m| std::ptr::from_ref(m).cast_mut().cast());
         let mut all: Vec<*mut c_void> = pointers.chain(maps).collect();
         f(all.as_mut_ptr())
+    }
+}
+
+/// A kernel or a product, ready to start.
+pub enum Work {
+    /// A kernel.
+    Kernel(Launch),
+    /// A product by cuBLASLt, and its name.
+    Product(Rc<str>, Box<Matmul>),
+}
+
+impl Work {
+    /// Symbol, for messages.
+    pub fn name(&self) -> &str {
+        match self {
+            Work::Kernel(launch) => launch.function.name(),
+            Work::Product(name, _) => name,
+        }
     }
 }
 

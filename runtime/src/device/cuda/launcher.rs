@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::gpu::{Allocation, Event, Function, Gpu, Graph, Launch};
+use super::gpu::{Allocation, Event, Function, Gpu, Graph, Launch, Work};
 use super::{leave, modules};
 use crate::device::code::Code;
 use crate::device::launch::Timing;
@@ -38,7 +38,7 @@ pub struct GpuLauncher {
     variant: usize,
     /// State, Grad, Scratch, Const.
     segments: [Allocation; 4],
-    launches: Vec<Vec<Launch>>,
+    launches: Vec<Vec<Work>>,
     graphs: Vec<Option<Graph>>,
     mode: Mode,
     /// Mode when nothing is timed.
@@ -61,8 +61,13 @@ impl GpuLauncher {
         gpu.upload(&segments[index(Segment::Const)], 0, &v.constants)?;
         let texts: Vec<&str> = v.modules.iter().map(String::as_str).collect();
         let loaded = gpu.load_all(&texts, &mut modules::progress(gpu.name()))?;
-        let mut functions: Vec<(Function, u32, u32)> = Vec::with_capacity(v.kernels.len());
+        // None where cuBLASLt does the work.
+        let mut functions: Vec<Option<(Function, u32, u32)>> = Vec::with_capacity(v.kernels.len());
         for k in &v.kernels {
+            if k.product.is_some() {
+                functions.push(None);
+                continue;
+            }
             let Some(grid) = &k.gpu else {
                 return Err(Error::input(format!(
                     "the plan inside this executable is damaged: {} has no grid",
@@ -70,18 +75,25 @@ impl GpuLauncher {
                 )));
             };
             let function = loaded[grid.module as usize].function(&k.symbol, grid.threads, grid.shared)?;
-            functions.push((function, grid.threads, grid.shared));
+            functions.push(Some((function, grid.threads, grid.shared)));
         }
         let address = |p: &Place| segments[index(p.segment)].address() + p.offset;
-        let launch = |call: &Call| -> Result<Launch> {
+        let launch = |call: &Call| -> Result<Work> {
             let pointers: Vec<u64> = call.args.iter().map(address).collect();
-            let maps = v.kernels[call.kernel as usize].gpu.iter().flat_map(|g| &g.maps);
+            let kernel = &v.kernels[call.kernel as usize];
+            let Some((function, threads, shared)) = functions[call.kernel as usize].clone() else {
+                let at: Option<[u64; 4]> = pointers.try_into().ok();
+                return match (&kernel.product, at) {
+                    (Some(product), Some(at)) => gpu.product(&kernel.symbol, product, at),
+                    _ => unreachable!("the plan was checked"),
+                };
+            };
+            let maps = kernel.gpu.iter().flat_map(|g| &g.maps);
             let maps = maps.map(|m| gpu.map(m, pointers[m.arg as usize])).collect::<Result<_>>()?;
-            let (function, threads, shared) = functions[call.kernel as usize].clone();
-            Ok(Launch { function, blocks: call.tasks, threads, shared, pointers, maps })
+            Ok(Work::Kernel(Launch { function, blocks: call.tasks, threads, shared, pointers, maps }))
         };
         let launches = v.graphs.iter().map(|g| g.calls.iter().map(launch).collect());
-        let launches = launches.collect::<Result<Vec<Vec<Launch>>>>()?;
+        let launches = launches.collect::<Result<Vec<Vec<Work>>>>()?;
         let mode = match std::env::var("GOLF_SYNC") {
             Ok(on) if on != "0" && !on.is_empty() => Mode::Checked,
             _ => Mode::Graphs,
@@ -172,8 +184,8 @@ impl GpuLauncher {
     fn checked(&self, i: usize) -> Result<()> {
         let graph = &self.code.program.variants[self.variant].graphs[i].name;
         for (n, launch) in self.launches[i].iter().enumerate() {
-            let at = |what: &str| format!("{graph}, call {n}, {}: {what}", launch.function.name());
-            let ended = self.gpu.launch(launch).and_then(|()| self.gpu.wait(PATIENCE));
+            let at = |what: &str| format!("{graph}, call {n}, {}: {what}", launch.name());
+            let ended = self.gpu.work(launch).and_then(|()| self.gpu.wait(PATIENCE));
             if !ended.map_err(|e| Error::machine(at(&e.to_string())))? {
                 output::warn(&format!("error: {}", at(&format!("does not end within {PATIENCE:?}"))));
                 leave(3);
@@ -189,7 +201,7 @@ impl GpuLauncher {
         }
         for (launch, event) in launches.iter().zip(&self.events) {
             event.record()?;
-            self.gpu.launch(launch)?;
+            self.gpu.work(launch)?;
         }
         self.events[launches.len()].record()?;
         self.gpu.synchronize()?;

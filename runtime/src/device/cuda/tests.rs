@@ -1,8 +1,12 @@
 //! The driver's table, memory, launches and graphs on the fake driver.
 
+use std::sync::Arc;
+
+use super::cublaslt::Cublas;
 use super::fake::{Library, kernel};
 use super::*;
-use crate::plan::{DType, KernelFn, TensorMap};
+use crate::device::toy::{self, Toy};
+use crate::plan::{Call, DType, Factor, Kernel, KernelFn, Place, Product, Segment, TensorMap};
 
 fn text(name: &str, pointers: usize, maps: usize, f: KernelFn) -> String {
     kernel(name, pointers, maps, &format!("{:p}", f as *const ()))
@@ -115,6 +119,7 @@ fn launches_graphs_and_maps_pass_what_was_meant() {
     gpu.fill(&order, 0, 20, 0).unwrap();
     // 1 -> 2 -> 4 and 3 free: the fake runs what was added last as soon as it may.
     let four: Vec<Launch> = (0..4).map(launch).collect();
+    let four: Vec<Work> = four.into_iter().map(Work::Kernel).collect();
     gpu.graph(&four, &[&[], &[0], &[], &[1]]).unwrap().launch().unwrap();
     let found: Vec<i32> = all(&read(&order));
     assert_eq!(found, [4, 3, 1, 2, 4]);
@@ -166,4 +171,131 @@ fn bad_code_is_a_bug_that_says_where() {
         e.exit_code() == 3 && e.to_string().contains("illegal memory access") && e.to_string().contains("GOLF_SYNC"),
         "{e}"
     );
+}
+
+/// Rounds to bf16 and takes its bits.
+fn bf16(x: f32) -> [u8; 2] {
+    half::bf16::from_f32(x).to_le_bytes()
+}
+
+/// Products with every order of factors, alone and in a graph, against sums of small integers, which are exact.
+#[test]
+fn products_are_the_librarys() {
+    let (library, gpu) = open(&[]);
+    let gpu = gpu.unwrap();
+    let lt = Cublas::open_named(&["/nowhere/libcublasLt.so.13", library.name()]).unwrap();
+    let (m, n, k, batch) = (3usize, 5, 4, 2);
+    let (a, b) = (
+        |i: usize, j: usize, t: usize| (i + 2 * j + t) as f32 - 3.0,
+        |i: usize, j: usize, t: usize| (3 * i + t) as f32 - j as f32,
+    );
+    let workspace = gpu.alloc(1024).unwrap().unwrap();
+    for case in 0..8 {
+        let (a_inner, b_inner, accumulate) = (case & 1 == 0, case & 2 == 0, case & 4 != 0);
+        // Pitches and distances of matrices leave gaps; factors begin after 8 elements.
+        let factor = |inner: bool, along: usize, other: usize, dtype: DType| {
+            let (pitch, rows) = if inner { (along + 1, other) } else { (other + 2, along) };
+            Factor { dtype, offset: 8, inner, pitch: pitch as u64, batch: (pitch * rows + 3) as u64 }
+        };
+        let (fa, fb) = (factor(a_inner, k, m, DType::Bf16), factor(b_inner, k, n, DType::Bf16));
+        let fd = factor(true, n, m, if accumulate { DType::F32 } else { DType::Bf16 });
+        let at = |f: &Factor, along: usize, other: usize, t: usize| {
+            let (x, y) = if f.inner { (along, other) } else { (other, along) };
+            8 + t * f.batch as usize + y * f.pitch as usize + x
+        };
+        let memory = |f: &Factor| gpu.alloc(f.dtype.bytes() as u64 * (8 + 2 * f.batch)).unwrap().unwrap();
+        let (ma, mb, md) = (memory(&fa), memory(&fb), memory(&fd));
+        for t in 0..batch {
+            for p in 0..k {
+                (0..m).for_each(|i| gpu.upload(&ma, 2 * at(&fa, p, i, t) as u64, &bf16(a(i, p, t))).unwrap());
+                (0..n).for_each(|j| gpu.upload(&mb, 2 * at(&fb, p, j, t) as u64, &bf16(b(p, j, t))).unwrap());
+            }
+        }
+        let product = Product {
+            m: m as u64,
+            n: n as u64,
+            k: k as u64,
+            batch: batch as u64,
+            a: fa,
+            b: fb,
+            d: fd,
+            accumulate,
+            workspace: 1024,
+        };
+        let places = [ma.address(), mb.address(), md.address(), workspace.address()];
+        let work = || Work::Product("p".into(), Box::new(lt.product("p", &product, places).unwrap()));
+        gpu.work(&work()).unwrap();
+        // In a graph the second waits for the first; started once.
+        gpu.graph(&[work(), work()], &[&[], &[0]]).unwrap().launch().unwrap();
+        let mut bytes = vec![0; md.bytes() as usize];
+        gpu.download(&md, 0, &mut bytes).unwrap();
+        let found = |e: usize| match fd.dtype {
+            DType::F32 => all::<f32>(&bytes)[e],
+            _ => all::<half::bf16>(&bytes)[e].to_f32(),
+        };
+        for (t, i, j) in (0..batch * m * n).map(|x| (x / (m * n), x / n % m, x % n)) {
+            let sum: f32 = (0..k).map(|p| a(i, p, t) * b(p, j, t)).sum();
+            assert_eq!(found(at(&fd, j, i, t)), if accumulate { 3.0 * sum } else { sum }, "case {case}, {t} {i} {j}");
+        }
+        assert_eq!(found(8 + n), 0.0, "what lies between rows is left alone");
+        let small = Product { workspace: 512, ..product };
+        let why = lt.product("p", &small, places).err().expect("too little workspace").to_string();
+        assert!(
+            why.contains("cuBLASLt does not do p (3 x 5 x 4, 2 times)") && why.contains("compile without that line"),
+            "{why}"
+        );
+    }
+    let why = Cublas::open_named(&["/nowhere/libcublasLt.so.13"]).err().expect("not there");
+    assert!(
+        why.exit_code() == 3
+            && why.to_string().contains("/nowhere/libcublasLt.so.13")
+            && why.to_string().contains("--tuning"),
+        "{why}"
+    );
+}
+
+/// A dot product of two pieces of the toy's bias: checked when it is read, run in a graph, timed call by call.
+#[test]
+fn a_plan_gives_products_to_the_library() {
+    let (library, gpu) = open(&[]);
+    let gpu = gpu.unwrap().with_cublas(Cublas::open_named(&[library.name()]).unwrap());
+    let mut code = toy::load(&Toy { gpu: true, ..Toy::default() }).unwrap();
+    let factor = |dtype, offset, pitch| Factor { dtype, offset, inner: true, pitch, batch: 0 };
+    let product = Product {
+        m: 1,
+        n: 1,
+        k: 4,
+        batch: 1,
+        a: factor(DType::Bf16, 0, 4),
+        b: factor(DType::Bf16, 8, 4),
+        d: factor(DType::F32, 0, 1),
+        accumulate: false,
+        workspace: 1024,
+    };
+    let v = &mut code.program.variants[2];
+    let place = |name: &str| v.state.iter().find(|b| b.name == name).unwrap().place;
+    let (bias, count, scratch) =
+        (place("bias"), place("average.swa.count"), Place { segment: Segment::Scratch, offset: 0 });
+    let graph = v.graphs.iter().position(|g| g.name == "average.swa.finish").unwrap();
+    let kernel = v.kernels.len();
+    let same = v.kernels[0].clone();
+    v.kernels.push(Kernel { symbol: "dot_cublaslt".into(), gpu: None, product: Some(product), ..same });
+    let args = vec![bias, bias, count, scratch];
+    v.graphs[graph].calls = vec![Call { kernel: kernel as u32, tasks: 1, args, after: vec![] }];
+    crate::check::program(&code.program).unwrap();
+    let breaks: [fn(&mut Product); 4] =
+        [|p| p.a.pitch = 3, |p| p.workspace = 1 << 40, |p| p.b.offset = 1 << 40, |p| p.d.dtype = DType::I32];
+    for change in breaks {
+        let mut p = code.program.clone();
+        change(p.variants[2].kernels[kernel].product.as_mut().unwrap());
+        let why = crate::check::program(&p).unwrap_err().to_string();
+        assert!(why.contains("dot_cublaslt: the sizes of a product do not fit"), "{why}");
+    }
+    let mut launcher = GpuLauncher::new(Arc::new(code), 2, gpu).unwrap();
+    launcher.write(bias, &[1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 7.0, 8.0].map(bf16).concat()).unwrap();
+    launcher.run(graph).unwrap();
+    assert_eq!(all::<f32>(&launcher.read(count, 4).unwrap()), [70.0]);
+    launcher.time_calls(true);
+    launcher.run(graph).unwrap();
+    assert_eq!((launcher.timings()[kernel].calls, launcher.timings()[kernel].nanos), (1, 500_000));
 }

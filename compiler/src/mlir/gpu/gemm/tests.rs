@@ -78,6 +78,7 @@ pub(crate) fn gemm(batch: usize, (m, n, k): (usize, usize, usize), majors: (bool
         epilogue: plain(extents, m, n, out, false),
         args: vec![dense(batch, m, n)],
         cut: None,
+        library: false,
     }
 }
 
