@@ -94,8 +94,8 @@ pub(super) struct Mode {
 
 /// State of a block.
 pub(super) struct Block {
-    /// Fences that a product needed, by number of the operation.
-    pub(super) fences: BTreeSet<usize>,
+    /// Fences that a product needed and waits for products that were under way, by number of the operation.
+    pub(super) needed: BTreeSet<usize>,
     pub(super) index: u32,
     pub(super) mode: Mode,
     pub(super) random: Random,
@@ -169,7 +169,7 @@ impl Block {
         let groups = threads.div_ceil(128);
         let order = Order::new(threads, memory.shared_bytes());
         Block {
-            fences: BTreeSet::new(),
+            needed: BTreeSet::new(),
             index,
             mode,
             random: Random(mode.seed.wrapping_mul(0x1000_0001).wrapping_add(index.into())),

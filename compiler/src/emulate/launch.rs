@@ -113,7 +113,7 @@ pub struct Code {
     functions: BTreeMap<String, Function>,
     sites: Vec<String>,
     lines: Vec<usize>,
-    fences: Mutex<BTreeSet<usize>>,
+    needed: Mutex<BTreeSet<usize>>,
     engine: ExecutionEngine,
 }
 
@@ -135,7 +135,7 @@ impl Code {
             unsafe { engine.register_symbol(name, address) };
         }
         let functions = functions.into_iter().map(|f| (f.symbol.clone(), f)).collect();
-        Ok(Code { arch, functions, sites, lines, fences: Mutex::default(), engine })
+        Ok(Code { arch, functions, sites, lines, needed: Mutex::default(), engine })
     }
 
     fn loops(&self) -> Loops {
@@ -249,7 +249,7 @@ impl Code {
         let loops = self.loops();
         let mode = Mode { seed: options.seed, lazy: options.lazy };
         let (regions, next, failed) = (Arc::new(regions), AtomicU32::new(0), Mutex::new(None));
-        let fences = &self.fences;
+        let needed = &self.needed;
         std::thread::scope(|scope| {
             for _ in 0..options.workers.clamp(1, launch.tasks.max(1) as usize) {
                 scope.spawn(|| {
@@ -268,8 +268,8 @@ impl Code {
                             values.iter().map(|v| std::ptr::from_ref(v).cast_mut().cast::<u8>()).collect();
                         // SAFETY: a kernel from `lower` with as many parameters as `check_grid` has found.
                         let (block, failure) = unsafe { block::run(block, &mut stacks, entry, packed.as_mut_ptr()) };
-                        if let Ok(mut fences) = fences.lock() {
-                            fences.extend(&block.fences);
+                        if let Ok(mut needed) = needed.lock() {
+                            needed.extend(&block.needed);
                         }
                         if let (Some(failure), Ok(mut failed)) = (failure, failed.lock()) {
                             failed.get_or_insert((index, failure));
@@ -290,9 +290,9 @@ impl Code {
         }
     }
 
-    /// Lines of the module, from 0, with the fences that products needed in any run so far.
-    pub(super) fn needed_fences(&self) -> BTreeSet<usize> {
-        self.fences.lock().map(|all| all.iter().map(|&site| self.lines[site]).collect()).unwrap_or_default()
+    /// Lines of the module, from 0, with fences that products needed and waits for products that were under way, in any run so far.
+    pub(super) fn needed(&self) -> BTreeSet<usize> {
+        self.needed.lock().map(|all| all.iter().map(|&site| self.lines[site]).collect()).unwrap_or_default()
     }
 
     /// Adds the text of operations that a message names by number.

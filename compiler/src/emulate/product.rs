@@ -202,7 +202,7 @@ impl Block {
         // Registers written by other instructions are read: a fence must lie between.
         if fragment.is_some() || after.is_none() {
             let fence = fence.ok_or("a product uses registers without a fence since the last wait")?;
-            self.fences.insert(fence);
+            self.needed.insert(fence);
         }
         if number == products.first + products.queue.len() as u64 {
             let (sum, left) = (vec![0.0; if zero || after.is_some() { 0 } else { 64 * n }], vec![]);
@@ -291,7 +291,11 @@ impl Block {
     /// What to wait for until at most `pending` groups are under way.
     pub(super) fn wait_products(&mut self, pending: i32) -> Result<(Wait, u64), String> {
         let (group, lane) = self.warpgroup()?;
+        let site = self.threads[self.current].site;
         let t = self.products[group].thread(lane);
+        if t.groups.len() > pending as usize {
+            self.needed.insert(site);
+        }
         let mut before = 0;
         while t.groups.len() > pending as usize {
             before = t.groups.pop_front().unwrap_or(0);

@@ -17,6 +17,7 @@ const REGISTERS: i64 = 512;
 
 const FENCE: &str =
     "a fence before products whose registers nothing but products has touched, which are ordered without";
+const WAITED: &str = "a wait for products that have all been waited for";
 const NEAR: &str = "a distance the hardware does not read: swizzled rows along k, or no more than 64 along m or n";
 const UNUSED: &str = "a value that no operation uses";
 const FLOOR: &str = "less than the 16 bytes that addresses in descriptors count";
@@ -28,8 +29,8 @@ const FITS: &str = "more registers kept, and all fit";
 pub(super) struct Facts<'a> {
     /// Functions: their lines by number in the module. Names mean something inside of one only.
     functions: Vec<Vec<(usize, Line<'a>)>>,
-    /// Lines with fences that products needed.
-    fences: BTreeSet<usize>,
+    /// Lines with fences that products needed, and waits for products that were under way.
+    needed: BTreeSet<usize>,
 }
 
 impl<'a> Facts<'a> {
@@ -43,7 +44,7 @@ impl<'a> Facts<'a> {
                 None => {}
             }
         }
-        Ok(Facts { functions, fences: code.needed_fences() })
+        Ok(Facts { functions, needed: code.needed() })
     }
 
     /// Why a mutant that passes is as right as the original.
@@ -54,7 +55,13 @@ impl<'a> Facts<'a> {
         let all =
             |right: &dyn Fn(&Line, usize) -> bool| sinks(lines, number, line.result).iter().all(|(l, i)| right(l, *i));
         match (line.name, mutant.change.as_str()) {
-            ("nvvm.wgmma.fence.aligned", "dropped") if !self.fences.contains(&number) => Some(FENCE),
+            ("nvvm.wgmma.fence.aligned", "dropped") if !self.needed.contains(&number) => Some(FENCE),
+            ("nvvm.wgmma.wait.group.sync.aligned", "dropped")
+            | ("nvvm.wgmma.wait.group.sync.aligned" | "llvm.inline_asm", "one group less waited for")
+                if !self.needed.contains(&number) =>
+            {
+                Some(WAITED)
+            }
             ("nvvm.wgmma.mma_async", "accumulates or not") if starts_from_zeros(lines, line) => Some(ZEROS),
             ("nvvm.setmaxregister", change) => registers(lines, line, change, mutant),
             ("arith.constant" | "llvm.getelementptr", _) if all(&|_, _| false) => Some(UNUSED),
