@@ -106,7 +106,7 @@ expect 1 "rms_norm" "$golfc" typo.golf -o x
 # Tuning tables: by name, for all, wrong, stale.
 kernels() { "$golfc" "$root/models/tiny.golf" --target cpu,sm_90a --tuning "$1" --emit=kernels=-; }
 : >none.txt
-kernels none.txt >kernels.txt; gemm=$(sed -n '/^# sm_90a/,$p' kernels.txt | grep -m 1 '^gemm_')
+kernels none.txt >kernels.txt; gemm=$(awk '/^# sm_90a/ { gpu = 1 } gpu && /^gemm_/ && !name { name = $1 } END { print name }' kernels.txt)
 echo "$gemm 64x64 # by name" >named.txt
 kernels named.txt >kernels.txt; [ "$(grep -c ' cut=64x64$' kernels.txt)" -eq 1 ] && grep -q "^${gemm}_64x64$" kernels.txt || fail "a tuning table names one contraction"; ok "a tuning table names one contraction"
 echo "* 128x128-turns" >every.txt

@@ -18,10 +18,10 @@ run() {
   line '```'; tail -n "${LINES_SHOWN:-12}" "$out/$name.log" | cut -c1-${WIDTH:-200} | tee -a "$report"; line '```'
   line "\`$name\`: exit $code, $((SECONDS - start)) s"; [ "$code" -eq 0 ] || failed=1
 }
-# kernels CHECK [OPTIONS]: all of its kernels; one that breaks or blocks the device costs no other its trial.
+# kernels CHECK: all of its kernels; one that breaks or blocks the device costs no other its trial.
 kernels() {
   local log=$out/$1.log
-  timeout "${LIMIT:-150}" "./$@" >"$log" 2>&1 || failed=1
+  timeout "${LIMIT:-150}" "./$1" >"$log" 2>&1 || failed=1
   line '```'; grep -E '^(FAILED|error)' "$log" | cut -c1-220 | sort -u | head -40 | tee -a "$report"; tail -n 12 "$log" | grep -E 'right' | tee -a "$report"; line '```'
 }
 line "# GPU report"
@@ -31,8 +31,7 @@ for p in ${PARTS:-kernels golden tiny bench tune torch}; do
   case $p in
     kernels)
       part "Kernels against the f64 reference"
-      for c in check_small check_wide; do kernels "$c"; done
-      kernels check_turns --only gemm ;;
+      for c in check_small check_wide; do kernels "$c"; done ;;
     golden)
       part "vrl11 at reduced sizes against the published bf16 program"
       run probe ./golden_run probe --weights golden/weights.safetensors --tokens golden/tokens.safetensors --out "$out/probe.safetensors" --device cuda:0

@@ -207,7 +207,7 @@ impl Trial {
 }
 
 /// Elements of an output that a packed trial keeps.
-const SAMPLES: usize = 8192;
+const SAMPLES: usize = 6000;
 
 impl Output {
     /// Evenly spread elements, with what they must be.
