@@ -51,7 +51,7 @@ impl Source {
         let k_major = o.k == 1;
         let extents = if k_major { (g.k, rows) } else { (rows, g.k) };
         let pitch = if k_major { o.row } else { o.k };
-        let batch: Vec<usize> = (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && o.batch[i] != 0).collect();
+        let batch = varying(g, &o.batch);
         let aligned = |elements: i64| elements >= 0 && elements % 8 == 0;
         let direct = o.dtype == DType::Bf16
             && batch.len() <= 3
@@ -104,6 +104,11 @@ impl Source {
         let offset = if self.copied.is_some() { 0 } else { o.offset as u64 * 2 };
         TensorMap { arg, offset, dtype: plan_dtype(DType::Bf16), dims, strides, tile, swizzle: 128 }
     }
+}
+
+/// Batch indices along which something with these strides varies, by number.
+fn varying(g: &Gemm, strides: &[i64]) -> Vec<usize> {
+    (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && strides[i] != 0).collect()
 }
 
 /// Everything about a contraction's launches.
@@ -176,7 +181,7 @@ impl Plan {
         let (arg, dtype) = (&g.args[buffer - 1], g.epilogue.buffers[buffer].ty.dtype);
         let bytes = dtype.bytes() as i64;
         let aligned = |elements: i64| elements >= 0 && elements * bytes % 16 == 0;
-        let batch: Vec<usize> = (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && arg.batch[i] != 0).collect();
+        let batch = Plan::ahead_batch(g, buffer);
         let fits = arg.n == 1
             && arg.m > 0
             && [DType::F32, DType::Bf16].contains(&dtype)
@@ -198,7 +203,7 @@ impl Plan {
 
     /// Batch indices along which an epilogue's argument varies: the coordinates after the two of the matrix in its map of [`Plan::ahead`].
     pub fn ahead_batch(g: &Gemm, buffer: usize) -> Vec<usize> {
-        (0..g.batch.len()).filter(|&i| g.batch[i] > 1 && g.args[buffer - 1].batch[i] != 0).collect()
+        varying(g, &g.args[buffer - 1].batch)
     }
 
     /// Distance of the rows of partial sums, elements.
