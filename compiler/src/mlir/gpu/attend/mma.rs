@@ -202,22 +202,69 @@ impl<'k, 'c> Block<'k, 'c> {
     }
 }
 
+/// A block of query rows, which walks over the keys and values that they see.
+struct Walk<'k, 'c> {
+    block: Block<'k, 'c>,
+    place: Place<'c>,
+    mask: Mask<'k, 'c>,
+    streams: [Tensor<'c>; 2],
+    /// First tile, and how many.
+    lo: V<'c>,
+    steps: V<'c>,
+}
+
+impl<'k, 'c> Walk<'k, 'c> {
+    /// Starts the copies of the kept tensors and of the first tile. `kept` are arguments by number, so are the keys (the values follow) and the first of the
+    /// documents.
+    fn start(
+        e: &Emit<'c>,
+        k: &'k AttendKernel,
+        s: Shape,
+        args: &[V<'c>],
+        (kept, keys, ids): (&[(usize, &Strides)], usize, usize),
+    ) -> Self {
+        let place = Place::new(e, k, &s, &Order::queries(k, &s));
+        let block = Block::new(e, k, s, &place);
+        let documents = k.document.then(|| Documents::new(e, k, &args[ids..], place.batch));
+        let tensor = |arg: usize, s: &Strides| Tensor::new(e, args[arg], s, &place);
+        let streams = [tensor(keys, &k.k), tensor(keys + 1, &k.v)];
+        let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
+        let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
+        let steps = e.sub(hi, lo);
+        let documents = documents.map(|d| d.rows(e, block.first, &block.at));
+        let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false, documents };
+        let kept: Vec<Tensor> = kept.iter().map(|&(arg, s)| tensor(arg, s)).collect();
+        block.keep(e, &kept, place.row);
+        let walk = Walk { block, place, mask, streams, lo, steps };
+        walk.stream(e, e.iconst(I32, 0));
+        walk
+    }
+
+    /// First row of tile `i`.
+    fn row(&self, e: &Emit<'c>, i: V<'c>) -> V<'c> {
+        e.mul_n(e.add(self.lo, i), self.block.s.step as i64)
+    }
+
+    fn stream(&self, e: &Emit<'c>, i: V<'c>) {
+        self.block.stream(e, i, self.streams, self.row(e, i));
+    }
+
+    /// [`Block::turn`]
+    fn turn(&self, e: &Emit<'c>, i: V<'c>) {
+        self.block.turn(e, i, self.steps, |e, next| self.stream(e, next));
+    }
+
+    /// [`Mask::apply`] on the warp's rows and tile `i`.
+    fn mask(&self, e: &Emit<'c>, values: Vec<V<'c>>, with: f64, i: V<'c>) -> Vec<V<'c>> {
+        self.mask.apply(e, values, with, &self.block.at, (self.block.first, self.row(e, i)))
+    }
+}
+
 fn forward<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let s = attend::mma::forward(k);
-    let place = Place::new(e, k, &s, &Order::queries(k, &s));
     let n = |n: i64| e.iconst(I32, n);
-    let block = Block::new(e, k, s, &place);
-    let documents = k.document.then(|| Documents::new(e, k, &args[5..], place.batch));
-    let tensor = |arg: usize, s: &Strides| Tensor::new(e, args[arg], s, &place);
-    let streams = [tensor(1, &k.k), tensor(2, &k.v)];
-    let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
-    let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
-    let steps = e.sub(hi, lo);
-    let row = |e: &Emit<'c>, i| e.mul_n(e.add(lo, i), s.step as i64);
-    let documents = documents.map(|d| d.rows(e, block.first, &block.at));
-    let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false, documents };
-    block.keep(e, &[tensor(0, &k.q)], place.row);
-    block.stream(e, n(0), streams, row(e, n(0)));
+    let walk = Walk::start(e, k, s, args, (&[(0, &k.q)], 1, 5));
+    let (block, place, steps) = (&walk.block, &walk.place, walk.steps);
     ops::copy_wait(e, 0);
     ops::barrier(e);
     let q: Vec<[V; 4]> = (0..s.columns() / FRAGMENT).map(block.rows(e, 0)).collect();
@@ -227,9 +274,9 @@ fn forward<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let end = e.for_(n(0), steps, n(1), &carried, |e, i, carried| {
         let (sums, rows) = carried.split_at(width);
         let rows = Rows { max: [rows[0], rows[1]], sum: [rows[2], rows[3]] };
-        block.turn(e, i, steps, |e, next| block.stream(e, next, streams, row(e, next)));
+        walk.turn(e, i);
         let scores = block.scores(e, |step| q[step], block.tile(e, 0, i));
-        let scores = mask.apply(e, scores, f64::NEG_INFINITY, &block.at, (block.first, row(e, i)));
+        let scores = walk.mask(e, scores, f64::NEG_INFINITY, i);
         let (p, rows, scale) = softmax(e, k, scores, rows);
         let sums = block.combine(e, &scaled(e, sums, scale), &pack_all(e, &p), block.tile(e, 1, i));
         [sums, rows.max.to_vec(), rows.sum.to_vec()].concat()
@@ -238,8 +285,8 @@ fn forward<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let sum = [rows[2], rows[3]].map(|x| over_quad(e, x, |a, b| e.add(a, b)));
     // A row that sees no key is zero; its log-sum-exp is minus infinity.
     let inverse = sum.map(|x| e.select(e.cmp(Cmp::Gt, x, zero), ops::recip_approx(e, x), zero));
-    log_sum_exp(e, k, (args[4], &place), (&block.at, block.first), ([rows[0], rows[1]], sum));
-    block.store(e, &scaled(e, sums, inverse), &tensor(3, &k.y));
+    log_sum_exp(e, k, (args[4], place), (&block.at, block.first), ([rows[0], rows[1]], sum));
+    block.store(e, &scaled(e, sums, inverse), &Tensor::new(e, args[3], &k.y, place));
 }
 
 /// Gradients of keys and values: scores are made transposed, keys are rows.
@@ -296,31 +343,20 @@ fn keys<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
 /// Gradients of queries.
 fn queries<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let s = attend::mma::backward(k);
-    let place = Place::new(e, k, &s, &Order::queries(k, &s));
+    let walk = Walk::start(e, k, s, args, (&[(0, &k.q), (1, &k.dy)], 2, 6));
+    let (block, place, steps) = (&walk.block, &walk.place, walk.steps);
     let n = |n: i64| e.iconst(I32, n);
-    let block = Block::new(e, k, s, &place);
-    let documents = k.document.then(|| Documents::new(e, k, &args[6..], place.batch));
-    let tensor = |arg: usize, s: &Strides| Tensor::new(e, args[arg], s, &place);
-    let streams = [tensor(2, &k.k), tensor(3, &k.v)];
-    let (lo, hi) = keys_of(e, k, place.row, s.rows(), s.step);
-    let (lo, hi) = tiles(e, documents, &s, place.row, (lo, hi));
-    let steps = e.sub(hi, lo);
-    let row = |e: &Emit<'c>, i| e.mul_n(e.add(lo, i), s.step as i64);
-    let documents = documents.map(|d| d.rows(e, block.first, &block.at));
-    let mask = Mask { k, rows: ROWS, columns: s.step, transposed: false, documents };
-    block.keep(e, &[tensor(0, &k.q), tensor(1, &k.dy)], place.row);
-    block.stream(e, n(0), streams, row(e, n(0)));
     let at = e.add(block.first, block.at.row);
     let (log, delta) = row_statistics(e, k, args[4], place.head(e, k), at);
     let end = e.for_(n(0), steps, n(1), &block.zeros(e), |e, i, sums| {
-        block.turn(e, i, steps, |e, next| block.stream(e, next, streams, row(e, next)));
+        walk.turn(e, i);
         let (key, value) = (block.tile(e, 0, i), block.tile(e, 1, i));
         let scores = block.scores(e, block.rows(e, 0), key);
         let p = probabilities(e, k, &scores, |i| log[i / 2 % 2]);
-        let p = mask.apply(e, p, 0.0, &block.at, (block.first, row(e, i)));
+        let p = walk.mask(e, p, 0.0, i);
         let dp = block.scores(e, block.rows(e, 1), value);
         let ds = slopes(e, &p, &dp, |i| delta[i / 2 % 2]);
         block.combine(e, sums, &pack_all(e, &ds), key)
     });
-    block.store(e, &times(e, &end, k.scale.get()), &tensor(5, &k.dq));
+    block.store(e, &times(e, &end, k.scale.get()), &Tensor::new(e, args[5], &k.dq, place));
 }
