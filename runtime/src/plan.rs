@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub const PACK: &str = "pack.";
 
 /// Raised whenever the layout of anything here changes.
-pub const PLAN_VERSION: u32 = 3;
+pub const PLAN_VERSION: u32 = 4;
 
 /// Dtype of a buffer in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -363,6 +363,37 @@ pub struct PackParam {
     pub rule: String,
     /// Graph with outputs `codes` (I8, shape of the parameter), `scale` (F16, rows) and `dequant` (F32); `None`: stored as fp16 as it is.
     pub graph: Option<String>,
+    /// What the host computes for the graph from the calibration, if its quantiser asks for it.
+    pub inverse: Option<InverseFactor>,
+}
+
+/// A host step between calibration and a quantiser: from the sum of squares H \[n, n\] of the inputs that a parameter \[rows, n\] is multiplied with, a factor of the
+/// inverse of H, and the order in which columns are rounded. In f64:
+/// 1. where `H[c, c] = 0` nothing ever came in: `H[c, c] = 1`, `live[c] = 0`; elsewhere `live[c] = 1`;
+/// 2. `damp` times the mean of the diagonal is added to the diagonal;
+/// 3. `order`: columns by descending diagonal (ties: lower number first) if [`InverseFactor::descending`], else 0, 1, 2 …;
+/// 4. with rows and columns of H in that order, `upper` is the upper triangular U with positive diagonal and `inverse(H) = transpose(U) U`.
+///
+/// Written into the inputs of the pack graph: `order` I32 \[n\], `live` F32 \[n\], `upper` F32 \[n, n\] (zeros below the diagonal).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InverseFactor {
+    /// Buffer of H in the gradient segment, f32, filled by the graph `calibrate`.
+    pub tap: String,
+    /// Share of the mean diagonal that is added.
+    pub damp: f64,
+    /// Columns by descending diagonal.
+    pub descending: bool,
+}
+
+/// `quantize { calibrate = … }`: which tokens the inputs of contractions are gathered over, with the final weights, before packing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibrate {
+    /// Training shard file pattern.
+    pub data: String,
+    /// Sequences of [`Train::seq`] tokens, from the start of the stream; a multiple of [`Rows::calibrate`].
+    pub sequences: u64,
+    /// Seconds of the training budget [`Train::stop`] that are kept for calibration: training itself ends that much earlier.
+    pub reserve: f64,
 }
 
 /// What `quantize` says.
@@ -376,6 +407,8 @@ pub struct Quantize {
     pub level: i32,
     /// `bytes_model + bytes_code` may not exceed this.
     pub cap: u64,
+    /// Calibration, if any quantiser takes what contractions read.
+    pub calibrate: Option<Calibrate>,
 }
 
 /// Score-first adaptation in chunks.
@@ -415,6 +448,8 @@ pub struct Rows {
     pub score: u32,
     /// `adapt.micro`, rows of [`Evaluate::window`] tokens.
     pub adapt: u32,
+    /// `calibrate`, rows of [`Train::seq`] tokens; 0: the program does not calibrate.
+    pub calibrate: u32,
 }
 
 /// All graphs of one precision on one kind of device.
@@ -429,7 +464,10 @@ pub struct Rows {
 /// - `average.NAME.update`, `average.NAME.finish`.
 /// - `score`: inputs `tokens`, `targets` \[rows, window\]; output `nll` F32 \[rows, window\].
 /// - `adapt.micro` (as `train.micro`, T = window), `adapt.update` (clip, optimiser; state `adapt.*`).
-/// - `pack.NAME`.
+/// - `calibrate`: input `tokens` I32 \[rows, seq\]; adds the sums of squares of what contractions with parameters read to the buffers `tap.NAME`
+///   F32 \[n, n\] of the gradient segment, which the host zeroes before the first run. They may lie where `grad.*` and `total.*` lie: their content
+///   is lost, and the next step of training or adaptation zeroes its own.
+/// - `pack.NAME`: inputs `order`, `live`, `upper` where [`InverseFactor`] says so.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
     /// `bf16` or `f32`.

@@ -175,7 +175,7 @@ impl Part {
         let s = &self.sizes;
         let (train, score, adapt) = (s.micro_rows as u32, s.score_rows as u32, s.adapt_rows as u32);
         let precision = if self.assembly.precision == DType::F32 { "f32" } else { "bf16" };
-        let kind = (precision, self.target, plan::Rows { train, score, adapt });
+        let kind = (precision, self.target, plan::Rows { train, score, adapt, calibrate: 0 });
         schedule::plan::plan(kind, &self.assembly.graphs, &states(model, &self.assembly), tuning)
     }
 }
@@ -273,9 +273,10 @@ fn quantize(model: &Model, a: &Assembly) -> plan::Quantize {
         name: p.name.clone(),
         rule: model.pack_rule(i).to_string(),
         graph: a.packed[i].then(|| format!("{}{}", plan::PACK, p.name)),
+        inverse: None,
     };
     let params = model.parameters.iter().enumerate().map(param).collect();
-    plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap }
+    plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap, calibrate: None }
 }
 
 fn evaluate(model: &Model) -> plan::Evaluate {

@@ -81,7 +81,7 @@ fn variant(kernel: &Kernel) -> Variant {
     Variant {
         precision: "f32".into(),
         device: "cpu".into(),
-        rows: plan::Rows { train: 1, score: 1, adapt: 1 },
+        rows: plan::Rows { train: 1, score: 1, adapt: 1, calibrate: 0 },
         modules: vec![],
         state: vec![],
         state_init: vec![],
@@ -122,7 +122,7 @@ fn program(kernel: &Kernel) -> Program {
             hypers: vec![],
             averages: vec![],
         },
-        quantize: Quantize { params: vec![], codec: "zstd".into(), level: 3, cap: 1000 },
+        quantize: Quantize { params: vec![], codec: "zstd".into(), level: 3, cap: 1000, calibrate: None },
         evaluate: Evaluate { data: "val_*.bin".into(), window: 4, stride: 4, limit: None, adapt: None },
     }
 }

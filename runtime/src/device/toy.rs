@@ -320,7 +320,7 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
     Variant {
         precision: precision.into(),
         device: "cpu".into(),
-        rows: Rows { train: ROWS as u32, score: ROWS as u32, adapt: ROWS as u32 },
+        rows: Rows { train: ROWS as u32, score: ROWS as u32, adapt: ROWS as u32, calibrate: 0 },
         modules: Vec::new(),
         state: vec![table, bias, rows, turn, m, m_bias, sum, count, e, am, am_bias],
         state_init: (4..11)
@@ -403,6 +403,7 @@ pub fn program(toy: &Toy) -> Program {
         name: name.into(),
         rule: rule.into(),
         graph: graph.map(Into::into),
+        inverse: None,
     };
     let mut variants = vec![variant(toy, "bf16"), variant(toy, "f32")];
     if toy.gpu {
@@ -446,6 +447,7 @@ pub fn program(toy: &Toy) -> Program {
             codec: "zstd".into(),
             level: 22,
             cap: 16_000_000,
+            calibrate: None,
         },
         evaluate: Evaluate {
             data: "fineweb_val_*.bin".into(),
