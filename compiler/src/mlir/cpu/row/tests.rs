@@ -111,7 +111,7 @@ fn code_is_small_and_readable() {
 
 /// Not a test: `cargo test --lib -- --ignored --nocapture row::tests::rates` prints the bandwidth of every body on one thread.
 #[test]
-#[ignore]
+#[ignore = "a measurement, not a test"]
 fn rates() {
     for dtype in [DType::Bf16, DType::F32] {
         let s = Sizes { batch: 1, time: 1024, heads: 8, dim: 64, block: 16, dtype };
