@@ -16,13 +16,18 @@ pub const PLAN_VERSION: u32 = 4;
 
 /// Dtype of a buffer in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub enum DType {
+    /// IEEE binary32.
     F32,
+    /// The upper half of binary32.
     Bf16,
+    /// IEEE binary16 (quantiser scales).
     F16,
+    /// Token ids, hashes, positions; two's complement.
     I32,
+    /// Quantiser codes.
     I8,
+    /// Result of comparisons, one byte.
     Bool,
 }
 
@@ -34,6 +39,11 @@ impl DType {
             DType::Bf16 | DType::F16 => 2,
             DType::I8 | DType::Bool => 1,
         }
+    }
+
+    /// True for the three float types.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::Bf16 | DType::F16)
     }
 }
 

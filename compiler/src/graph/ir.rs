@@ -24,37 +24,9 @@ pub struct NodeId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u32);
 
-/// Storage and value types. Floats inside a graph are `F32`; `Bf16`, `F16`, `I8` occur as buffer dtypes and as the result of `Cast`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DType {
-    /// IEEE binary32.
-    F32,
-    /// The upper half of binary32.
-    Bf16,
-    /// IEEE binary16 (quantiser scales).
-    F16,
-    /// Token ids, hashes, positions; two's complement, wrapping.
-    I32,
-    /// Quantiser codes.
-    I8,
-    /// Result of comparisons; stored as one byte.
-    Bool,
-}
-
-impl DType {
-    /// Bytes of one element in memory.
-    pub fn bytes(self) -> usize {
-        match self {
-            DType::F32 | DType::I32 => 4,
-            DType::Bf16 | DType::F16 => 2,
-            DType::I8 | DType::Bool => 1,
-        }
-    }
-    /// True for the three float types.
-    pub fn is_float(self) -> bool {
-        matches!(self, DType::F32 | DType::Bf16 | DType::F16)
-    }
-}
+/// Storage and value types: those of the plan. Floats inside a graph are `F32`; `Bf16`, `F16`, `I8` occur as buffer dtypes and as the result of `Cast`;
+/// integers wrap.
+pub use golf_runtime::plan::DType;
 
 /// What an axis stands for; legality and the schedule ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -16,7 +16,7 @@ pub mod row;
 pub mod scatter;
 mod text;
 
-use crate::graph::ir::{DType, EffectMode, Graph, Op};
+use crate::graph::ir::{EffectMode, Graph, Op};
 
 /// One generated function of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,17 +255,4 @@ fn body_accesses(body: &Graph) -> Vec<Access> {
 /// Rounds up to a multiple.
 pub fn round_up(x: usize, to: usize) -> usize {
     x.div_ceil(to) * to
-}
-
-/// The dtype of the plan for a graph dtype.
-pub fn plan_dtype(d: DType) -> golf_runtime::plan::DType {
-    use golf_runtime::plan::DType as P;
-    match d {
-        DType::F32 => P::F32,
-        DType::Bf16 => P::Bf16,
-        DType::F16 => P::F16,
-        DType::I32 => P::I32,
-        DType::I8 => P::I8,
-        DType::Bool => P::Bool,
-    }
 }

@@ -10,7 +10,7 @@ use super::{Error, Memory, Options, Scheduled, Step, checked, lift};
 use crate::graph::ir::{BufferId, BufferKind, DType, Graph};
 use crate::kernel::gpu::Arch;
 use crate::kernel::gpu::tuning::Tuning;
-use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target, plan_dtype};
+use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target};
 use golf_runtime::plan::{self, Buffer, Call, GraphPlan, Init, Param, Place, Rows, Segment, Variant};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -200,7 +200,7 @@ impl Planner {
         for s in states {
             let index = p.variant.state.len() as u32;
             let place = Place { segment: Segment::State, offset: p.variant.state_bytes };
-            let buffer = Buffer { name: s.name.clone(), dtype: plan_dtype(s.dtype), shape: s.shape.clone(), place };
+            let buffer = Buffer { name: s.name.clone(), dtype: s.dtype, shape: s.shape.clone(), place };
             p.variant.state_bytes = (place.offset + buffer.bytes() as u64).next_multiple_of(ALIGN);
             p.shared.insert(s.name.clone(), buffer.clone());
             p.variant.state.push(buffer);
@@ -222,7 +222,7 @@ impl Planner {
         let g = &s.graph;
         for b in &g.buffers {
             let shape: Vec<_> = b.ty.axes.iter().map(|a| g.axes[a.0 as usize].size).collect();
-            let dtype = plan_dtype(b.ty.dtype);
+            let dtype = b.ty.dtype;
             match b.kind {
                 BufferKind::Input | BufferKind::Output | BufferKind::Const => continue,
                 BufferKind::Param | BufferKind::State | BufferKind::Grad => {}
@@ -354,7 +354,7 @@ impl Planner {
             let mine = s.graph.buffers.iter().enumerate().filter(|(_, b)| b.kind == kind);
             mine.map(|(i, b)| Buffer {
                 name: b.name.clone(),
-                dtype: plan_dtype(b.ty.dtype),
+                dtype: b.ty.dtype,
                 shape: b.ty.axes.iter().map(|a| s.graph.axes[a.0 as usize].size).collect(),
                 place: scratch(spans.buffers[&BufferId(i as u32)]),
             })

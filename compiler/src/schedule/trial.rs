@@ -12,7 +12,7 @@ use crate::graph::ir::{DType, Graph, Op};
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::row::Row;
-use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target, plan_dtype};
+use crate::kernel::{Access, Kernel, Launch, LaunchArg, Target};
 use golf_runtime::trial;
 
 /// Allowed difference.
@@ -112,7 +112,7 @@ impl Trial {
             args.push(match accesses[i] {
                 Access::Write => vec![0xff; shape.elements * shape.dtype.bytes()],
                 Access::Read | Access::Update => {
-                    let dtype = plan_dtype(shape.dtype);
+                    let dtype = shape.dtype;
                     let mut bytes = trial::fill(dtype, shape.elements, shape.bound as u32, &stream);
                     if !signed {
                         trial::magnitudes(dtype, &mut bytes);
@@ -145,7 +145,7 @@ impl Trial {
         let shapes = shapes(kernel);
         let accesses = kernel.accesses();
         let argument = |(i, s): (usize, &Shape)| {
-            let dtype = plan_dtype(s.dtype);
+            let dtype = s.dtype;
             let argument = |content| trial::Argument { dtype, elements: s.elements as u64, content };
             if accesses[i] == Access::Write {
                 return argument(trial::Content::Poison);
@@ -216,14 +216,14 @@ impl Output {
         let n = self.expected.len() / width;
         // An odd step from an odd start meets every residue.
         let step = (n / SAMPLES) | 1;
-        let one = |i: usize| (i as u64, trial::element(plan_dtype(self.dtype), &self.expected[i * width..][..width]));
+        let one = |i: usize| (i as u64, trial::element(self.dtype, &self.expected[i * width..][..width]));
         (0..n).step_by(step).map(one).collect()
     }
 
     /// Whether the kernel writes a NaN somewhere.
     fn writes_nan(&self, before: &[u8]) -> bool {
         let width = self.dtype.bytes();
-        let nan = |x: &[u8]| trial::element(plan_dtype(self.dtype), x).is_nan();
+        let nan = |x: &[u8]| trial::element(self.dtype, x).is_nan();
         before.chunks(width).zip(self.expected.chunks(width)).any(|(old, new)| old != new && nan(new))
     }
 
@@ -232,7 +232,7 @@ impl Output {
         let width = self.dtype.bytes();
         let (mut sum, mut n) = (0.0, 0u64);
         for (old, new) in before.chunks(width).zip(self.expected.chunks(width)) {
-            let x = trial::element(plan_dtype(self.dtype), new);
+            let x = trial::element(self.dtype, new);
             if old != new && x.is_finite() {
                 (sum, n) = (sum + x * x, n + 1);
             }
@@ -247,7 +247,7 @@ impl Output {
             if want == got {
                 continue;
             }
-            let dtype = plan_dtype(self.dtype);
+            let dtype = self.dtype;
             let (x, y) = (trial::element(dtype, want), trial::element(dtype, got));
             let say = |what: &str| Err(format!("argument {} element {i}: {what} {y}, wanted {x}", self.arg));
             if want == &before[i * width..][..width] && want.iter().all(|&b| b == 0xff) {
@@ -473,7 +473,7 @@ mod tests {
         let t = Trial::new(&Kernel::Attend(a.clone()), 3).unwrap();
         assert_eq!((t.args.len(), t.outputs.len()), (9, 3));
         let finite = |t: &Trial| {
-            let element = |o: &Output, b: &[u8]| trial::element(plan_dtype(o.dtype), b).is_finite();
+            let element = |o: &Output, b: &[u8]| trial::element(o.dtype, b).is_finite();
             t.outputs.iter().all(|o| o.expected.chunks(2).all(|b| element(o, b)))
         };
         assert!(finite(&t));

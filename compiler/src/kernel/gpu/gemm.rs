@@ -21,7 +21,7 @@ pub use cut::{Cut, TILES, Tile};
 use super::PROCESSORS;
 use crate::graph::ir::{DType, EffectMode, Op};
 use crate::kernel::gemm::{Gemm, Operand};
-use crate::kernel::{Launch, LaunchArg, plan_dtype, round_up};
+use crate::kernel::{Launch, LaunchArg, round_up};
 use golf_runtime::plan::{Grid, TensorMap};
 
 /// k per stage: 64 bf16 are the 128 bytes over which shared memory is swizzled.
@@ -102,7 +102,7 @@ impl Source {
         let mut tile = if self.k_major { vec![DEPTH as u32, rows as u32] } else { vec![64, DEPTH as u32] };
         tile.resize(dims.len(), 1);
         let offset = if self.copied.is_some() { 0 } else { o.offset as u64 * 2 };
-        TensorMap { arg, offset, dtype: plan_dtype(DType::Bf16), dims, strides, tile, swizzle: 128 }
+        TensorMap { arg, offset, dtype: DType::Bf16, dims, strides, tile, swizzle: 128 }
     }
 }
 
@@ -197,7 +197,7 @@ impl Plan {
             let mut tile = vec![self.tile.cols as u32, self.tile.rows as u32];
             tile.resize(dims.len(), 1);
             let offset = (arg.offset * bytes) as u64;
-            TensorMap { arg: 1 + buffer as u32, offset, dtype: plan_dtype(dtype), dims, strides, tile, swizzle: 0 }
+            TensorMap { arg: 1 + buffer as u32, offset, dtype: dtype, dims, strides, tile, swizzle: 0 }
         })
     }
 

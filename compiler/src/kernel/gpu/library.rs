@@ -5,7 +5,7 @@
 
 use crate::graph::ir::{DType, EffectMode, Op};
 use crate::kernel::gemm::{Gemm, Operand};
-use crate::kernel::{Launch, LaunchArg, plan_dtype};
+use crate::kernel::{Launch, LaunchArg};
 use golf_runtime::plan::{Factor, Product};
 
 /// The word of tuning tables, and the entry's name.
@@ -42,7 +42,7 @@ pub fn product(g: &Gemm) -> Result<Product, String> {
                 return Err("its matrices lie in an order that the library does not know".to_string());
             }
             let (offset, pitch, batch) = (offset as u64, pitch as u64, stride as u64);
-            Ok(Factor { dtype: plan_dtype(dtype), offset, inner, pitch, batch })
+            Ok(Factor { dtype: dtype, offset, inner, pitch, batch })
         };
     let operand = |name: &str, o: &Operand, rows: usize| {
         if o.dtype != DType::Bf16 {
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_bare_product_is_asked_for_as_it_lies() {
         let p = product(&gemm()).unwrap();
-        let bf16 = plan_dtype(DType::Bf16);
+        let bf16 = DType::Bf16;
         assert_eq!((p.m, p.n, p.k, p.batch, p.accumulate), (96, 40, 64, 3, false));
         assert_eq!(p.a, Factor { dtype: bf16, offset: 8, inner: false, pitch: 104, batch: 64 * 104 });
         assert_eq!(p.b, Factor { dtype: bf16, offset: 0, inner: true, pitch: 64, batch: 0 });

@@ -4,7 +4,7 @@ use crate::emulate::{Code, Options};
 use crate::graph::ir::{Bits, DType};
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
 use crate::kernel::gpu::Arch;
-use crate::kernel::{Kernel, Target, plan_dtype};
+use crate::kernel::{Kernel, Target};
 use crate::mlir::object::{self, Job};
 use crate::mlir::{ptxas, tier::Tier};
 use crate::schedule::trial::{Output, Trial};
@@ -102,10 +102,7 @@ fn emulated(arch: Arch, kernel: &Kernel, seed: u64) {
 fn difference(o: &Output, got: &[u8]) -> f64 {
     let read = |b: &[u8]| -> Vec<f64> {
         let width = o.dtype.bytes();
-        b.chunks(width)
-            .map(|x| trial::element(plan_dtype(o.dtype), x))
-            .map(|x| if x.is_nan() { 0.0 } else { x })
-            .collect()
+        b.chunks(width).map(|x| trial::element(o.dtype, x)).map(|x| if x.is_nan() { 0.0 } else { x }).collect()
     };
     let (want, got) = (read(&o.expected), read(got));
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();

@@ -8,7 +8,7 @@
 
 use super::epilogue::Program;
 use super::sums::Sums;
-use super::{Item, flat, item, scaled};
+use super::{Item, item, launches, scaled};
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::gpu::gemm::mma::{self, Tile};
 use crate::kernel::gpu::gemm::{DEPTH, GROUP, Plan, Source, check};
@@ -20,14 +20,8 @@ use crate::mlir::gpu::tile::{COLUMNS, Copier, FRAGMENT, ROW, Reader, multiply};
 pub fn emit(unit: &Unit, g: &Gemm, name: &dyn Fn(&str) -> String) -> Result<(), String> {
     check(g)?;
     let plan = mma::plan(g);
-    ops::declare_shared(unit);
-    flat::casts(unit, g, &plan, name);
-    let outputs = if plan.splits > 1 { 1 } else { g.args.len() };
     let shape = (plan.tile.threads(), plan.tile.blocks as u32);
-    unit.gpu_kernel_shared(&name("main"), 2 + outputs, 0, shape, |e, args, _| main(e, g, &plan, args));
-    if plan.splits > 1 {
-        flat::reduce(unit, &name("reduce"), g, &plan);
-    }
+    launches(unit, g, &plan, (0, shape), name, |e, args, _| main(e, g, &plan, args));
     Ok(())
 }
 

@@ -34,18 +34,29 @@ const ROW: i64 = 128;
 pub fn emit(unit: &Unit, g: &Gemm, name: &dyn Fn(&str) -> String) -> Result<(), String> {
     check(g)?;
     let plan = Plan::of(g);
-    ops::declare_shared(unit);
-    flat::casts(unit, g, &plan, name);
-    let outputs = if plan.splits > 1 { 1 } else { g.args.len() };
     let shape = (plan.tile.threads(), plan.tile.blocks as u32);
-    let maps = 2 + plan.ahead(g).len();
-    unit.gpu_kernel_shared(&name("main"), 2 + outputs, maps, shape, |e, args, maps| {
+    launches(unit, g, &plan, (2 + plan.ahead(g).len(), shape), name, |e, args, maps| {
         Block::new(e, g, &plan, &args[2..], maps).run(e);
     });
-    if plan.splits > 1 {
-        flat::reduce(unit, &name("reduce"), g, &plan);
-    }
     Ok(())
+}
+
+/// The functions of a contraction around the `body` of the main one, which has this many tensor maps and this shape (threads, blocks a multiprocessor holds).
+fn launches<T>(
+    unit: &Unit,
+    g: &Gemm,
+    plan: &Plan<T>,
+    (maps, shape): (usize, (u32, u32)),
+    name: &dyn Fn(&str) -> String,
+    body: impl for<'c> FnOnce(&Emit<'c>, &[V<'c>], &[V<'c>]),
+) {
+    ops::declare_shared(unit);
+    flat::casts(unit, g, plan, name);
+    let outputs = if plan.splits > 1 { 1 } else { g.args.len() };
+    unit.gpu_kernel_shared(&name("main"), 2 + outputs, maps, shape, body);
+    if plan.splits > 1 {
+        flat::reduce(unit, &name("reduce"), g, plan);
+    }
 }
 
 /// Splits a matrix number (i32) into batch indices, outermost first.
