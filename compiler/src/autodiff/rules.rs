@@ -23,6 +23,7 @@ pub(super) fn passes(op: &Op, n: usize) -> bool {
         Op::AttendGrad(..) => n < 6,
         Op::CrossEntropy(_) => n == 0,
         Op::CrossEntropyGrad(_) => n != 1,
+        Op::FeedbackRound { .. } => n != 2,
         Op::Random { .. } => false,
         Op::Read(_)
         | Op::Const(_)
@@ -110,7 +111,7 @@ impl Local<'_> {
             // y = lse(x) - x[target]: dx = (softmax(x) - onehot) g.
             Op::CrossEntropy(axis) => self.one(|l| l.b.cross_entropy_grad(l.node.args[0], l.node.args[1], l.g, *axis)),
             Op::TopKValues(from, to) => self.top_k(*from, *to),
-            // Zero by convention, cut before a rule is asked; the last four are undefined and reported by the caller.
+            // Zero by convention, cut before a rule is asked; the last five are undefined and reported by the caller.
             Op::Read(_)
             | Op::Const(_)
             | Op::Iota(_)
@@ -120,7 +121,8 @@ impl Local<'_> {
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
             | Op::CrossEntropyGrad(_)
-            | Op::Quantile(..) => Ok(Vec::new()),
+            | Op::Quantile(..)
+            | Op::FeedbackRound { .. } => Ok(Vec::new()),
         }
     }
 

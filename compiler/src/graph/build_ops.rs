@@ -314,6 +314,23 @@ impl Builder {
         self.push(Op::Quantile(axis, Bits::new(q)), &[x], None)
     }
 
+    /// Codes of `w` in units of `scale`, the columns of `axis` rounded in the given order and each one's error fed to the later ones; see
+    /// [`Op::FeedbackRound`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn feedback_round(
+        &mut self,
+        w: NodeId,
+        scale: NodeId,
+        order: NodeId,
+        upper: NodeId,
+        axis: AxisId,
+        low: f64,
+        high: f64,
+    ) -> Made {
+        let op = Op::FeedbackRound { axis, low: Bits::new(low), high: Bits::new(high) };
+        self.push(op, &[w, scale, order, upper], None)
+    }
+
     /// The size(to) largest values along `from`, descending.
     pub fn top_k_values(&mut self, x: NodeId, from: AxisId, to: AxisId) -> Made {
         self.push(Op::TopKValues(from, to), &[x], None)

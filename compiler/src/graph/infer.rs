@@ -120,6 +120,7 @@ impl Rule<'_> {
                 }
                 Ok(Type { dtype: DType::F32, axes: self.replace(self.ty(0), *axis, &[])?.axes })
             }
+            Op::FeedbackRound { axis, low, high } => self.feedback_round(*axis, low.get(), high.get()),
             Op::TopKValues(from, to) | Op::TopKIndices(from, to) => {
                 self.known(&[*from, *to])?;
                 self.fits(0, self.size(*to), *from)?;
@@ -405,6 +406,35 @@ impl Rule<'_> {
             AttendArg::K => self.like(1),
             AttendArg::V => self.like(2),
         })
+    }
+
+    fn feedback_round(&self, axis: AxisId, low: f64, high: f64) -> Typed {
+        if !(low.is_finite() && high.is_finite() && low <= high) {
+            return Err(
+                self.invalid(&format!("codes must lie between two numbers, the lower one first, not {low} and {high}"))
+            );
+        }
+        for i in [0, 1, 3] {
+            self.float(i)?;
+        }
+        self.integer(2)?;
+        self.has(self.ty(0), axis)?;
+        self.same_set(&without(&self.ty(0).axes, axis), &self.ty(1).axes)?;
+        self.same_set(&[axis], &self.ty(2).axes)?;
+        let upper = self.ty(3);
+        self.has(upper, axis)?;
+        match without(&upper.axes, axis)[..] {
+            [visits] => self.same_size(axis, visits)?,
+            _ => {
+                let why = format!(
+                    "the factor must have `{}` and one other axis, not [{}]",
+                    self.axis_name(axis),
+                    self.names(&upper.axes).join(" ")
+                );
+                return Err(self.invalid(&why));
+            }
+        }
+        Ok(self.like(0))
     }
 
     fn loss(&self, axis: AxisId) -> Result<Vec<AxisId>, TypeError> {

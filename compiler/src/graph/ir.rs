@@ -275,6 +275,18 @@ pub enum Op {
     CrossEntropyGrad(AxisId),
     /// The `q`-quantile along an axis, linear between order statistics (numpy's default): `(x)` loses the axis.
     Quantile(AxisId, Bits),
+    /// Rounding to multiples of a scale, each column's error fed to those that come later: `(w [R.., axis], scale [R..], order [axis] I32, upper [axis, K])`
+    /// gives codes, axes as w. Visit j = 0, 1, ... is of column c = order[j], order being a permutation:
+    /// `q = clamp(round(w[r, c] / scale[r]), low, high)` (half to even), `e = (w[r, c] - q scale[r]) / upper[j, j]`, then
+    /// `w[r, order[k]] -= e upper[j, k]` for all k > j, and the result's `[r, c]` is q. Along `upper`, `axis` counts visits j and the other axis visits k.
+    FeedbackRound {
+        #[allow(missing_docs)]
+        axis: AxisId,
+        /// Least code.
+        low: Bits,
+        /// Largest code.
+        high: Bits,
+    },
     /// The k largest values along `from`, descending, ties by lower index first; result axis `to`.
     TopKValues(AxisId, AxisId),
     /// Their positions, `I32`.

@@ -31,7 +31,7 @@ pub enum Cost {
     Result(u64),
     /// This many per element of the largest operand.
     Operand(u64),
-    /// Two per multiply-add of a contraction.
+    /// Two per multiply-add of a contraction, or of rounding with feedback.
     Contract,
     /// This many per visible (query, key, dim) triple: 4 forward, 2 for the scores alone, 6 for one operand's gradient alone.
     Attend(u64),
@@ -139,6 +139,7 @@ table! {
     Op::CrossEntropy(_)             => "cross_entropy",  2, 2,    false, Rule,      Cost::Operand(13);
     Op::CrossEntropyGrad(_)         => "cross_entropy_grad", 3, 3, false, Undefined, Cost::Operand(13);
     Op::Quantile(..)                => "quantile",       1, 1,    false, Undefined, Cost::Operand(20);
+    Op::FeedbackRound { .. }        => "feedback_round", 4, 4,    false, Undefined, Cost::Contract;
     Op::TopKValues(..)              => "top_k_values",   1, 1,    false, Rule,      Cost::Operand(4);
     Op::TopKIndices(..)             => "top_k_indices",  1, 1,    false, Zero,      Cost::Operand(4);
     Op::Random { .. }               => "random",         1, 1,    false, Zero,      Cost::Result(40);
@@ -154,6 +155,8 @@ pub fn flops(g: &Graph, node: &Node) -> u64 {
         Cost::Operand(n) => n * node.args.iter().map(|a| numel(&g.nodes[a.0 as usize].ty.axes)).max().unwrap_or(0),
         Cost::Contract => match &node.op {
             Op::Dot(over) => 2 * result * numel(over),
+            // A multiply-add for half of all pairs of columns.
+            Op::FeedbackRound { axis, .. } => result * numel(&[*axis]),
             _ => 0,
         },
         Cost::Attend(n) => match (&node.op, node.args.first()) {

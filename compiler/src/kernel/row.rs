@@ -141,7 +141,8 @@ impl Row {
                 | Op::Attend(_)
                 | Op::AttendLse(_)
                 | Op::AttendGrad(..)
-                | Op::Quantile(..) => {
+                | Op::Quantile(..)
+                | Op::FeedbackRound { .. } => {
                     return Err(format!("%{i} is no row work"));
                 }
                 _ => {}

@@ -141,6 +141,7 @@ fn op(g: &Graph, op: &Op) -> String {
         Op::Shift(a, n) => format!("{name} {} {n}", axis(a)),
         Op::Cumsum(a, reverse) | Op::Scan(a, reverse) => format!("{name} {} reverse={reverse}", axis(a)),
         Op::Quantile(a, q) => format!("{name} {} {q:?}", axis(a)),
+        Op::FeedbackRound { axis: a, low, high } => format!("{name} {} {low:?} {high:?}", axis(a)),
         Op::Random { key, normal } => format!("{name} key={key} normal={normal}"),
         Op::Attend(a) | Op::AttendLse(a) => format!("{name} {a:?}"),
         Op::AttendGrad(a, which) => format!("{name} {a:?} {which:?}"),

@@ -318,6 +318,7 @@ pub(super) fn touched(g: &Graph, n: NodeId) -> Vec<AxisId> {
         Op::Slice { from, to, .. } | Op::Pad { from, to, .. } => vec![*from, *to],
         Op::Index(a, _) | Op::Place(a, _) | Op::Cumsum(a, _) | Op::Scan(a, _) => vec![*a],
         Op::CrossEntropy(a) | Op::CrossEntropyGrad(a) | Op::Quantile(a, _) => vec![*a],
+        Op::FeedbackRound { axis, .. } => vec![*axis],
         Op::Gather(_) => axes(g, node.args[0]).to_vec(),
         Op::ScatterAdd(a) => vec![*a],
         Op::Read(_)
@@ -361,9 +362,13 @@ pub(super) fn row_legal(g: &Graph, n: NodeId, outer: &[AxisId]) -> Result<(), St
         Op::Random { .. } if node.ty.axes.get(..outer.len()) != Some(outer) => {
             Err("counts its elements across the rows".to_string())
         }
-        Op::Dot(_) | Op::ScatterAdd(_) | Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) | Op::Quantile(..) => {
-            Err("is a kernel of its own".to_string())
-        }
+        Op::Dot(_)
+        | Op::ScatterAdd(_)
+        | Op::Attend(_)
+        | Op::AttendLse(_)
+        | Op::AttendGrad(..)
+        | Op::Quantile(..)
+        | Op::FeedbackRound { .. } => Err("is a kernel of its own".to_string()),
         _ => Ok(()),
     }
 }

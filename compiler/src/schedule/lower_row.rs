@@ -262,7 +262,8 @@ impl<'g> Body<'g> {
             | Op::Attend(_)
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
-            | Op::Quantile(..)) => {
+            | Op::Quantile(..)
+            | Op::FeedbackRound { .. }) => {
                 let why = "has no place in a row kernel".to_string();
                 return Err(TypeError::Invalid { op: crate::graph::ops::row(op).name, why });
             }

@@ -139,7 +139,7 @@ impl Prepare {
                 dense && dtype == DType::F32 && o.offset % 16 == 0
             }
             Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) => false,
-            Op::Quantile(..) | Op::Shift(..) | Op::Gather(_) => false,
+            Op::Quantile(..) | Op::FeedbackRound { .. } | Op::Shift(..) | Op::Gather(_) => false,
             ref op => !is_move(op),
         };
         if !direct {

@@ -63,6 +63,8 @@ impl Transfer<'_> {
             Op::CrossEntropy(axis) => self.remove(args[0], &[*axis]).join(args[1]),
             Op::CrossEntropyGrad(axis) => self.remove(args[0], &[*axis]).join(args[1]).join(args[2]),
             Op::Quantile(axis, _) => self.remove(joined, &[*axis]),
+            // A column sees those visited before it, in an order that the op does not know.
+            Op::FeedbackRound { .. } => self.remove(joined, &self.g.nodes[node.args[3].0 as usize].ty.axes),
             Op::TopKValues(from, _) | Op::TopKIndices(from, _) => self.remove(joined, &[*from]),
         }
     }

@@ -330,7 +330,8 @@ pub(super) const ZERO: &[&str] = &[
 ];
 
 /// Ops without a derivative; `rules.rs` has a test for each of them.
-pub(super) const UNDEFINED: &[&str] = &["attend_lse", "attend_grad", "cross_entropy_grad", "quantile"];
+pub(super) const UNDEFINED: &[&str] =
+    &["attend_lse", "attend_grad", "cross_entropy_grad", "quantile", "feedback_round"];
 
 #[test]
 fn every_op_is_tested() {

@@ -76,6 +76,11 @@ fn undefined_derivatives_name_the_op() {
             "attend_grad" => b.attend_grad(how, AttendArg::Q, &[x, x, x, x, lse, x]).unwrap(),
             "cross_entropy_grad" => b.cross_entropy_grad(x, target, lse, dim).unwrap(),
             "quantile" => b.quantile(x, dim, 0.5).unwrap(),
+            "feedback_round" => {
+                let (visits, order) = (b.twin(dim), b.iota(dim).unwrap());
+                let upper = b.fill(1.0, &[dim, visits]).unwrap();
+                b.feedback_round(x, lse, order, upper, dim, -3.0, 3.0).unwrap()
+            }
             other => panic!("no case for {other}"),
         };
         let axes = b.axes(y).to_vec();

@@ -1,11 +1,11 @@
-//! Reductions, contractions, running sums, order statistics of the interpreter.
+//! Reductions, contractions, running sums, order statistics and rounding with feedback of the interpreter.
 //!
 //! *Takes* operand tensors with their axes; *gives* the result in the node's storage order; *promises* sums in ascending order of the
 //! summed positions, one chain per element.
 
-use super::Eval;
 use super::elementwise::position;
 use super::tensor::{Tensor, around};
+use super::{Eval, Fault};
 use crate::graph::ir::{AxisId, Reduce, Type};
 
 impl Eval<'_> {
@@ -90,6 +90,41 @@ impl Eval<'_> {
             if t < 0.5 { a + (b - a) * t } else { b - (b - a) * (1.0 - t) }
         };
         Tensor { dims: self.dims(&ty.axes), data: x.data.chunks_exact(self.size(axis)).map(value).collect() }
+    }
+
+    /// `[w, scale, order, upper]`; w is taken row by row with its columns innermost, `upper` as \[visit j, visit k\].
+    pub(super) fn feedback_round(
+        &self,
+        [w, scale, order, upper]: [(&Tensor, &Type); 4],
+        axis: AxisId,
+        (low, high): (f64, f64),
+        ty: &Type,
+    ) -> Result<Tensor, Fault> {
+        let n = self.size(axis);
+        let with = |last: AxisId, axes: &[AxisId]| -> Vec<AxisId> {
+            axes.iter().copied().filter(|a| *a != last).chain([last]).collect()
+        };
+        let rows = with(axis, &ty.axes);
+        let mut w = self.arranged(w.0, &w.1.axes, &rows);
+        let scale = self.arranged(scale.0, &scale.1.axes, &rows[..rows.len() - 1]);
+        let visits = upper.1.axes.iter().copied().filter(|a| *a != axis);
+        let upper = self.arranged(upper.0, &upper.1.axes, &[axis].into_iter().chain(visits).collect::<Vec<_>>());
+        let order: Vec<usize> = order.0.data.iter().map(|c| *c as usize).collect();
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..n) {
+            return Err(Fault(format!("the order of columns is no permutation of 0..{n}")));
+        }
+        for (row, scale) in w.data.chunks_exact_mut(n).zip(&scale.data) {
+            for (j, c) in order.iter().enumerate() {
+                let step = &upper.data[j * n..(j + 1) * n];
+                let q = libm::fmin(libm::fmax(libm::rint(row[*c] / scale), low), high);
+                let e = (row[*c] - q * scale) / step[j];
+                row[*c] = q;
+                order[j + 1..].iter().zip(&step[j + 1..]).for_each(|(k, u)| row[*k] -= e * u);
+            }
+        }
+        Ok(self.arranged(&w, &rows, &ty.axes))
     }
 
     /// Positions of the k largest values along an axis, descending, lower position first on ties; with `values` the values.

@@ -247,6 +247,9 @@ impl Eval<'_> {
             Op::CrossEntropy(axis) => self.cross_entropy(args[0], args[1], None, *axis, ty)?,
             Op::CrossEntropyGrad(axis) => self.cross_entropy(args[0], args[1], Some(args[2]), *axis, ty)?,
             Op::Quantile(axis, q) => self.quantile(x(), axes(), *axis, q.get(), ty),
+            Op::FeedbackRound { axis, low, high } => {
+                self.feedback_round([args[0], args[1], args[2], args[3]], *axis, (low.get(), high.get()), ty)?
+            }
             Op::TopKValues(from, to) => self.top_k(x(), axes(), *from, *to, true),
             Op::TopKIndices(from, to) => self.top_k(x(), axes(), *from, *to, false),
             Op::Random { key, normal } => {

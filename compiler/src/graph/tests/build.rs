@@ -78,6 +78,50 @@ fn wrong_operands_are_errors() {
 }
 
 #[test]
+fn rounding_with_feedback_checks_its_operands() {
+    let Fixture { mut b, t, d, q, w, x } = fixture();
+    let visits = b.twin(d);
+    let (scale, order) = (b.reduce_max(w, &[d]).unwrap(), b.iota(d).unwrap());
+    let upper = b.fill(1.0, &[visits, d]).unwrap();
+    let made = b.feedback_round(w, scale, order, upper, d, -31.0, 31.0).unwrap();
+    assert_eq!(b.ty(made), &Type { dtype: DType::F32, axes: vec![q, d] });
+    let times = b.iota(t).unwrap();
+    let (oblong, flat) = (b.fill(1.0, &[d, q]).unwrap(), b.fill(1.0, &[d]).unwrap());
+    let mut why = |w, scale, order, upper, axis, low, high| {
+        b.feedback_round(w, scale, order, upper, axis, low, high).unwrap_err().to_string()
+    };
+    for (found, expected) in [
+        (why(w, scale, order, upper, t, -1.0, 1.0), "feedback_round: no axis `t` in [q d]"),
+        (why(w, w, order, upper, d, -1.0, 1.0), "feedback_round: axes [q] and [q d] do not agree; the first lacks [d]"),
+        (
+            why(x, scale, order, upper, d, -1.0, 1.0),
+            "feedback_round: axes [t] and [q] do not agree; the first lacks [q]; the second lacks [t]",
+        ),
+        (
+            why(w, scale, times, upper, d, -1.0, 1.0),
+            "feedback_round: axes [d] and [t] do not agree; the first lacks [t]; the second lacks [d]",
+        ),
+        (why(w, scale, scale, upper, d, -1.0, 1.0), "feedback_round: expected i32, found f32, f32, f32, f32"),
+        (why(w, scale, order, order, d, -1.0, 1.0), "feedback_round: expected floats, found f32, f32, i32, i32"),
+        (why(w, scale, order, oblong, d, -1.0, 1.0), "feedback_round: the axis `q` has size 8, but 4 is needed"),
+        (
+            why(w, scale, order, flat, d, -1.0, 1.0),
+            "feedback_round: the factor must have `d` and one other axis, not [d]",
+        ),
+        (
+            why(w, scale, order, upper, d, 2.0, 1.0),
+            "feedback_round: codes must lie between two numbers, the lower one first, not 2 and 1",
+        ),
+        (
+            why(w, scale, order, upper, d, f64::NEG_INFINITY, 1.0),
+            "feedback_round: codes must lie between two numbers, the lower one first, not -inf and 1",
+        ),
+    ] {
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
 fn effects_are_checked() {
     let Fixture { mut b, t, d, x, w, .. } = fixture();
     let input = b.find_buffer("x").unwrap();

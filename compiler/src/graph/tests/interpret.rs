@@ -170,6 +170,45 @@ fn quantiles_are_numpys() {
 }
 
 #[test]
+fn rounding_feeds_errors_to_later_columns() {
+    // Two rows of three columns, stored columns first; visits 2, 0, 1; upper stored [k, j]. Row 0, by hand: column 2 is 0.7: code 1, error
+    // -0.3 / 2; column 0 becomes 1.0 + 0.15 * 4 = 1.6: code 2, error -0.4 / 1; column 1 becomes -2.0 + 0.15 * 1 + 0.4 * 3 = -0.65: code -1.
+    // Row 1 in units of 10: -2.5 to even -2, error -5 / 2; 10 + 2.5 * 4 = 20: code 2 without error; 30 + 2.5 * 1 = 32.5: 3 is cut to 2.
+    let mut w = World::new();
+    let x = w.given("w", DType::F32, "c_3 r_2", vec![1.0, 10.0, -2.0, 30.0, 0.7, -25.0]);
+    let scale = w.given("scale", DType::F32, "r_2", vec![1.0, 10.0]);
+    let order = w.given("order", DType::I32, "c_3", vec![2.0, 0.0, 1.0]);
+    let upper = w.given("upper", DType::F32, "k_3 c_3", vec![2.0, 9.0, 9.0, 4.0, 1.0, 9.0, 1.0, 3.0, 5.0]);
+    let c = w.axis("c_3");
+    let y = w.b.feedback_round(x, scale, order, upper, c, -2.0, 2.0).unwrap();
+    assert_eq!(w.data(y), [2.0, 2.0, -1.0, 2.0, 1.0, -2.0]);
+    let twice = w.given("twice", DType::I32, "c_3", vec![2.0, 0.0, 2.0]);
+    let y = w.b.feedback_round(x, scale, twice, upper, c, -2.0, 2.0).unwrap();
+    let error = values(w.b.graph(), &w.contents, &[y], &Options::default()).unwrap_err();
+    assert!(error.to_string().ends_with("the order of columns is no permutation of 0..3"), "{error}");
+}
+
+#[test]
+fn without_correlations_rounding_feeds_nothing() {
+    let mut w = World::new();
+    let x = w.random("x", "r_4 c_5");
+    let scale = w.given("scale", DType::F32, "r_4", vec![0.3, 0.07, 0.011, 1.0]);
+    let order = w.given("order", DType::I32, "c_5", vec![3.0, 1.0, 4.0, 0.0, 2.0]);
+    let (c, both) = (w.axis("c_5"), w.axes("c_5 k_5"));
+    let (i, j) = (w.b.iota(both[0]).unwrap(), w.b.iota(both[1]).unwrap());
+    let (i, j) = (w.b.broadcast(i, &both).unwrap(), w.b.broadcast(j, &both).unwrap());
+    let diagonal = w.b.eq(i, j).unwrap();
+    let upper = w.b.cast(diagonal, DType::F32).unwrap();
+    let y = w.b.feedback_round(x, scale, order, upper, c, -31.0, 31.0).unwrap();
+    let plain = w.b.div(x, scale).unwrap();
+    let plain = w.b.round(plain).unwrap();
+    let (low, high) = (w.b.constant(-31.0), w.b.constant(31.0));
+    let plain = w.b.max(plain, low).unwrap();
+    let plain = w.b.min(plain, high).unwrap();
+    assert_eq!(w.data(y), w.data(plain));
+}
+
+#[test]
 fn top_k_orders_and_breaks_ties() {
     let mut w = World::new();
     let x = w.given("x", DType::F32, "a_5 b_2", vec![1.0, 0.0, 7.0, -0.0, 7.0, 0.0, 3.0, -1.0, 9.0, -2.0]);

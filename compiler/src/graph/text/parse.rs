@@ -269,6 +269,13 @@ impl Line<'_> {
                 self.literal("at")?;
                 Op::Quantile(axis, Bits::new(self.number()?))
             }
+            "feedback_round" => {
+                let axis = self.axis(g)?;
+                self.literal("from")?;
+                let low = Bits::new(self.number()?);
+                self.literal("to")?;
+                Op::FeedbackRound { axis, low, high: Bits::new(self.number()?) }
+            }
             "random" => {
                 let normal = match self.word()?.as_str() {
                     "normal" => true,

@@ -162,6 +162,9 @@ impl Printer<'_> {
                 format!("{which} {}", self.how(how))
             }
             Op::Quantile(a, q) => format!("{} at {}", self.axis(*a), number(q.get())),
+            Op::FeedbackRound { axis, low, high } => {
+                format!("{} from {} to {}", self.axis(*axis), number(low.get()), number(high.get()))
+            }
             Op::Random { key, normal } => format!("{} {key}", if *normal { "normal" } else { "uniform" }),
         }
     }

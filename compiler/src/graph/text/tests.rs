@@ -70,6 +70,9 @@ pub(crate) fn everything() -> Graph {
     let nll = b.cross_entropy(x, i, d).unwrap();
     b.cross_entropy_grad(x, i, nll, d).unwrap();
     b.quantile(x, d, 0.99).unwrap();
+    let (visits, order, scale) = (b.twin(d), b.iota(d).unwrap(), b.reduce_max(x, &[d]).unwrap());
+    let upper = b.fill(1.0, &[d, visits]).unwrap();
+    b.feedback_round(x, scale, order, upper, d, -31.0, 31.5).unwrap();
     b.top_k_values(x, d, k).unwrap();
     b.top_k_indices(x, d, k).unwrap();
     let counter = b.int(7);

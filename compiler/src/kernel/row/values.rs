@@ -319,6 +319,7 @@ impl Build<'_> {
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
             | Op::Quantile(..)
+            | Op::FeedbackRound { .. }
             | Op::Random { .. } => {
                 let name = crate::graph::ops::row(&node.op).name;
                 return Err(format!("`{name}` cannot be part of a row kernel"));
@@ -355,6 +356,7 @@ impl Build<'_> {
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
             | Op::Quantile(..)
+            | Op::FeedbackRound { .. }
             | Op::Random { .. } => return Ok(()),
         };
         match axes.iter().find(|&&a| self.values.is_outer(a)) {

@@ -92,7 +92,8 @@ fn stored(p: &Prepared) -> BTreeSet<NodeId> {
             | Op::Attend(_)
             | Op::AttendLse(_)
             | Op::AttendGrad(..)
-            | Op::Quantile(..) => &node.args[..],
+            | Op::Quantile(..)
+            | Op::FeedbackRound { .. } => &node.args[..],
             Op::Shift(..) | Op::Gather(_) => &node.args[..1],
             _ => &[],
         };
@@ -137,6 +138,9 @@ impl Fuse<'_> {
             Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) => self.attend(n),
             Op::ScatterAdd(_) => self.anchor(n, Kind::Scatter).map(|_| ()),
             Op::Quantile(..) => self.anchor(n, Kind::Quantile).map(|_| ()),
+            Op::FeedbackRound { .. } => {
+                Err(Refusal { node: n, why: "no kernel family rounds with feedback".to_string() })
+            }
             Op::Shift(..) => {
                 self.in_memory(node.args[0])?;
                 self.effect_home(n)

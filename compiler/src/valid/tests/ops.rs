@@ -122,6 +122,13 @@ const FUTURE: &[Case] = &[
         m.b.pad(late, short, m.t, 0).unwrap()
     }),
     ("quantile", |m| m.b.quantile(m.x, m.t, 0.5).unwrap()),
+    ("feedback_round", |m| {
+        // From the last position to the first.
+        let back = m.b.const_buffer(DType::I32, &[m.t], (0..6).rev().map(f64::from).collect()).unwrap();
+        let (s, order) = (m.b.twin(m.t), m.b.read(back).unwrap());
+        let (scale, upper) = (m.b.fill(0.01, &[m.n, m.d]).unwrap(), m.b.fill(1.0, &[m.t, s]).unwrap());
+        m.b.feedback_round(m.x, scale, order, upper, m.t, -100.0, 100.0).unwrap()
+    }),
     ("top_k_values", |m| {
         let k = m.axis("k", 6, AxisRole::Time);
         let y = m.b.top_k_values(m.x, m.t, k).unwrap();
