@@ -45,7 +45,7 @@ for p in ${PARTS:-kernels golden tiny bench tune torch}; do
       run tiny_score ./tiny score --data data --out "$out/tiny_gpu1" --device cuda:0 ;;
     bench)
       part "vrl11, T=2048, 98,304 tokens a step, bf16: golf"
-      LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --device cuda:0 ;;
+      LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --evaluate --device cuda:0 ;;
     tune)
       part "Cuts of contractions"
       run tune_default ./vrl11 bench --steps 3 --kernels 1000 --device cuda:0

@@ -284,6 +284,9 @@ pub struct BenchArgs {
     /// Also the N kernels that took longest, by symbol (`golfc --emit=kernels` describes them)
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub kernels: usize,
+    /// Also what evaluation takes: runs of windows scored, and updates of the adaptation
+    #[arg(long)]
+    pub evaluate: bool,
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,

@@ -2,7 +2,8 @@
 //!
 //! *Takes* a session; *gives* tokens per second, milliseconds per phase and kernel family, GFLOP/s, share of the measured
 //! arithmetic peak and memory, as a table or as one JSON object; *promises* real training steps on random tokens, one of them before the
-//! clock starts. On a GPU, kernel families are timed in one more step, call by call, which takes longer than a step of graphs.
+//! clock starts, and, if asked for, real scoring and adaptation after them. On a GPU, kernel families are timed in one more step, call by call, which
+//! takes longer than a step of graphs.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,6 +13,8 @@ use serde_json::json;
 use super::args::BenchArgs;
 use crate::clock::Reading;
 use crate::error::{Error, Result};
+use crate::eval::engine::Engine;
+use crate::eval::model::Model;
 use crate::exec::{Family, Session};
 use crate::init::initialise;
 use crate::report::output;
@@ -43,15 +46,17 @@ struct Times {
 /// Runs and prints.
 pub fn bench(mut session: Session, request: &BenchArgs) -> Result<()> {
     initialise(&mut session, SEED)?;
-    let times = measure(&mut session, request.steps)?;
+    let tokens = Tokens::new(session.code().program.vocab);
+    let times = measure(&mut session, request.steps, &tokens)?;
+    let evaluation =
+        if request.evaluate { Some(Evaluation::measure(&mut session, request.steps, &tokens)?) } else { None };
     let peak = session.peak();
     let measured = peak.is_none_or(|p| p.measured);
     let peak = peak.map(|p| if session.precision() == "bf16" { p.bf16 } else { p.f32 });
     let code = session.code().clone();
     let p = &code.program;
     let mut sorted = times.steps.clone();
-    sorted.sort_by(f64::total_cmp);
-    let step = sorted[sorted.len() / 2];
+    let step = median(&mut sorted);
     let tokens_per_second = p.train.batch as f64 / step;
     let achieved = p.flops_per_token as f64 * tokens_per_second;
     let (n, kernel_steps) = (times.steps.len() as f64, times.kernel_steps as f64);
@@ -66,6 +71,7 @@ pub fn bench(mut session: Session, request: &BenchArgs) -> Result<()> {
             "model_share_of_peak": peak.map(|x| achieved / x), "peak_gflops": peak.map(|x| x / 1e9), "peak_measured": measured,
             "phase_ms": phases.iter().map(|(k, s)| (k.to_string(), s * 1e3 / n)).collect::<BTreeMap<_, _>>(),
             "families": families.iter().map(|r| (r.name.clone(), r.json())).collect::<BTreeMap<_, _>>(),
+            "evaluation": evaluation.map(|e| e.json()),
             "peak_rss_bytes": peak_rss(), "predicted_rss_bytes": predicted, "device_memory_bytes": session.device_memory(),
         });
         return output::line(&value.to_string());
@@ -91,6 +97,9 @@ pub fn bench(mut session: Session, request: &BenchArgs) -> Result<()> {
     ))?;
     for (name, seconds) in phases {
         output::line(&format!("phase  {name:<14} {:>10.2} ms", seconds * 1e3 / n))?;
+    }
+    for line in evaluation.iter().flat_map(Evaluation::lines) {
+        output::line(&line)?;
     }
     output::line("family            ms a step    calls     GFLOP/s   % of peak      GB/s")?;
     for r in &families {
@@ -146,15 +155,94 @@ impl Row {
     }
 }
 
-fn measure(session: &mut Session, steps: u64) -> Result<Times> {
+/// Random tokens.
+struct Tokens {
+    stream: Stream,
+    vocab: u64,
+}
+
+impl Tokens {
+    fn new(vocab: u32) -> Tokens {
+        Tokens { stream: Stream::new(SEED, "bench tokens"), vocab: u64::from(vocab) }
+    }
+
+    fn take(&self, n: usize) -> Vec<i32> {
+        let token = |i: usize| ((u64::from(self.stream.block(0, 0, i as u64)[0]) * self.vocab) >> 32) as i32;
+        (0..n).map(token).collect()
+    }
+}
+
+/// Sorts, and gives the middle.
+fn median(x: &mut [f64]) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+/// What evaluation takes.
+struct Evaluation {
+    /// Windows that one run scores, targets that are new in each, and seconds of a run.
+    windows: usize,
+    stride: u64,
+    score: f64,
+    /// Sequences of an update of the adaptation, and its seconds.
+    adapt: Option<(u32, f64)>,
+}
+
+impl Evaluation {
+    /// Medians of `n` runs each, after one that does not count.
+    fn measure(session: &mut Session, n: u64, tokens: &Tokens) -> Result<Evaluation> {
+        let settings = session.code().program.evaluate.clone();
+        let window = settings.window as usize;
+        let mut model = Model::new(session)?;
+        let time = |run: &mut dyn FnMut() -> Result<()>| {
+            run()?;
+            let once = |_| {
+                let start = Instant::now();
+                run().map(|()| start.elapsed().as_secs_f64())
+            };
+            Ok::<_, Error>(median(&mut (0..n).map(once).collect::<Result<Vec<_>>>()?))
+        };
+        let windows = model.rows();
+        let all = tokens.take(windows * window + 1);
+        let score = time(&mut || model.score(&all[..windows * window], &all[1..]).map(|_| ()))?;
+        let adapt = match &settings.adapt {
+            None => None,
+            Some(a) => {
+                let all = tokens.take(a.batch as usize * window + 1);
+                Some((a.batch, time(&mut || model.adapt(&all[..all.len() - 1], &all[1..], 0, 2).map(|_| ()))?))
+            }
+        };
+        Ok(Evaluation { windows, stride: u64::from(settings.stride), score, adapt })
+    }
+
+    fn targets_per_second(&self) -> f64 {
+        (self.windows as u64 * self.stride) as f64 / self.score
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let Evaluation { windows, stride, score, .. } = self;
+        let line = |what: String, seconds: f64| format!("{what:<21} {:>10.2} ms", seconds * 1e3);
+        let rate = self.targets_per_second();
+        let scored = line(format!("score  {windows} windows"), *score);
+        let mut all = vec![format!("{scored} · {rate:.0} targets/s at stride {stride}")];
+        all.extend(self.adapt.map(|(n, seconds)| line(format!("adapt  {n} sequences"), seconds)));
+        all
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "score_windows": self.windows, "score_s": self.score, "targets_per_second": self.targets_per_second(),
+            "adapt_sequences": self.adapt.map(|a| a.0), "adapt_s": self.adapt.map(|a| a.1),
+        })
+    }
+}
+
+fn measure(session: &mut Session, steps: u64, tokens: &Tokens) -> Result<Times> {
     let mut stepper = Stepper::new(session)?;
     let train = session.code().program.train.clone();
-    let vocab = u64::from(session.code().program.vocab);
     let (ranks, rows, seq) = (train.ranks as usize, stepper.rows(), train.seq as usize);
-    let stream = Stream::new(SEED, "bench tokens");
     // Drawn before the clock starts: training reads tokens from memory too.
-    let token = |i: usize| ((u64::from(stream.block(0, 0, i as u64)[0]) * vocab) >> 32) as i32;
-    let tokens: Vec<i32> = (0..=ranks * rows * seq).map(token).collect();
+    let tokens = tokens.take(ranks * rows * seq + 1);
     let mut fill = |shard: usize, row: usize, x: &mut [i32], y: &mut [i32]| {
         let first = (shard * rows + row) * seq;
         x.copy_from_slice(&tokens[first..][..x.len()]);

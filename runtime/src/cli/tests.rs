@@ -311,11 +311,21 @@ fn bench_reports_times_work_and_memory() {
     assert_eq!(v["step_s"].as_array().unwrap().len(), 2);
     assert!(v["families"]["row"]["gflops"].as_f64().unwrap() > 0.0 && v["peak_rss_bytes"].as_u64().unwrap() > 0);
     assert_eq!((v["precision"].as_str(), v["threads"].as_u64()), (Some("f32"), Some(2)));
+    assert!(v["evaluation"].is_null());
     let (code, out, _) = dir.run("bench --steps 1");
     assert!(
         code == 0 && out.contains("tokens/s") && out.contains("phase  micro") && out.contains("MB predicted"),
         "{out}"
     );
+    assert!(!out.contains("score "), "{out}");
+    let (code, out, _) = dir.run("bench --steps 1 --evaluate");
+    assert!(code == 0 && out.contains("\nscore  ") && out.contains("\nadapt  "), "{out}");
+    let (code, out, _) = dir.run("bench --steps 1 --evaluate --json");
+    let v: serde_json::Value = serde_json::from_str(out.lines().rev().find(|l| l.starts_with('{')).unwrap()).unwrap();
+    let e = &v["evaluation"];
+    // The toy's stride is 2.
+    let rate = e["score_windows"].as_f64().unwrap() * 2.0 / e["score_s"].as_f64().unwrap();
+    assert!(code == 0 && (e["targets_per_second"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9, "{out}");
 }
 
 /// Train, pack, score, adapt, verify; the same bits for any number of threads; what was tampered with is refused.
