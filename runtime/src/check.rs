@@ -7,8 +7,8 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    Buffer, Builtin, Call, DType, Factor, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place, Product,
-    Program, Segment, Variant,
+    Buffer, Builtin, CALIBRATE, Call, DType, Factor, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place,
+    Product, Program, Segment, TAP, Variant,
 };
 
 /// Dynamic shared memory of a block at most, bytes: Hopper's.
@@ -54,6 +54,12 @@ fn train(p: &Program) -> Result<()> {
             return bad("the adaptation's sizes do not fit");
         }
         a.hypers.iter().try_for_each(|h| expr(&h.value))?;
+    }
+    if let Some(c) = &p.quantize.calibrate {
+        let tokens = c.sequences.checked_mul(u64::from(t.seq));
+        if tokens.is_none_or(|n| n == 0) || !(0.0..t.stop).contains(&c.reserve) {
+            return bad("no sequences to calibrate on, or no time left to train");
+        }
     }
     expr(&t.schedule)?;
     t.hypers.iter().try_for_each(|h| expr(&h.value))?;
@@ -311,16 +317,117 @@ fn named_graphs(p: &Program, v: &Variant) -> Result<()> {
         has("adapt.update", vec![], vec![])?;
         hypers(&a.hypers, &["adapt.update"])?;
     }
+    // A GPU may leave packing to the CPU.
+    let here = |name: &str| v.device == "cpu" || v.graphs.iter().any(|g| g.name == name);
+    let calibrates = p.quantize.calibrate.as_ref().filter(|_| here(CALIBRATE));
+    if let Some(c) = calibrates {
+        let rows = v.rows.calibrate;
+        if rows == 0 || !c.sequences.is_multiple_of(u64::from(rows)) {
+            return bad(format!("{rows} rows do not divide {} sequences to calibrate on", c.sequences));
+        }
+        has(CALIBRATE, vec![("tokens".into(), DType::I32, vec![rows as usize, seq])], vec![])?;
+    }
     for q in &p.quantize.params {
         let Some(b) = v.params.iter().map(|x| &v.state[x.buffer as usize]).find(|b| b.name == q.name) else {
             return bad(format!("{} is to be packed and is no parameter", q.name));
         };
-        // A GPU may leave it to the CPU.
-        let here = |name: &&String| v.device == "cpu" || v.graphs.iter().any(|g| g.name == **name);
-        if let Some(name) = q.graph.as_ref().filter(here) {
+        let n = b.shape.last().copied().unwrap_or(0);
+        let mut inputs = Vec::new();
+        if let Some(f) = &q.inverse {
+            let tap = |t: &&Buffer| t.name == f.tap && t.name.starts_with(TAP) && t.dtype == DType::F32;
+            let filled = v.grads.iter().find(tap).is_some_and(|t| t.shape == [n, n]);
+            if n == 0 || q.graph.is_none() || p.quantize.calibrate.is_none() || (calibrates.is_some() && !filled) {
+                return bad(format!("nothing gathers {} [{n}, {n}] for the quantiser of {}", f.tap, q.name));
+            }
+            if !(f.damp >= 0.0 && f.damp.is_finite()) {
+                return bad(format!("the quantiser of {} has damp {}", q.name, f.damp));
+            }
+            inputs = vec![("order".into(), DType::I32, vec![n]), f32s("live", &[n]), f32s("upper", &[n, n])];
+        }
+        if let Some(name) = q.graph.as_ref().filter(|name| here(name)) {
             let codes = ("codes".to_string(), DType::I8, b.shape.clone());
-            has(name, vec![], vec![codes, f32s("dequant", &b.shape)])?;
+            has(name, inputs, vec![codes, f32s("dequant", &b.shape)])?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::toy::{Toy, program};
+    use crate::plan::{HostUnary, InverseFactor};
+
+    #[test]
+    fn the_checks_see_what_is_wrong() {
+        let good = program(&Toy::default());
+        super::program(&good).unwrap();
+        type Break = fn(&mut Program);
+        let breaks: [(Break, &str); 12] = [
+            (|p| p.variants[0].state[0].place.offset = 1 << 40, "does not fit"),
+            (|p| p.variants[0].state[0].place.offset = 8, "does not fit"),
+            (|p| p.variants[1].state[1].shape = vec![usize::MAX, 9], "does not fit"),
+            (|p| p.variants[0].graphs[0].calls[0].kernel = 99, "calls kernel 99"),
+            (|p| p.variants[0].graphs[0].calls[0].args[0].offset = 1 << 40, "outside its segment"),
+            (|p| p.variants[0].graphs[0].name = "x".into(), "no graph train.micro"),
+            (|p| p.variants[0].state_init.clear(), "without or with two initial values"),
+            (|p| p.train.batch = 7, "no multiple"),
+            (|p| p.train.hypers[0].name = "x".into(), "no graph takes x"),
+            (|p| p.train.schedule.ops[2] = HostOp::Unary(HostUnary::Neg, 5), "later value"),
+            (|p| p.quantize.params[0].name = "x".into(), "is no parameter"),
+            (
+                |p| p.variants[0].kernels.last_mut().unwrap().builtin = Some(Builtin::Quantile { n: 1 << 40, q: 1.0 }),
+                "quantile",
+            ),
+        ];
+        for (change, why) in breaks {
+            let mut p = good.clone();
+            change(&mut p);
+            let e = super::program(&p).unwrap_err();
+            assert!(e.exit_code() == 1 && e.to_string().contains(why), "{why}: {e}");
+        }
+    }
+
+    #[test]
+    fn the_checks_see_what_calibration_lacks() {
+        let good = program(&Toy { sequences: Some(32), reserve: 10.0, gpu: true, ..Toy::default() });
+        super::program(&good).unwrap();
+        super::program(&program(&Toy { sequences: Some(32), gpu: true, gpu_packs: false, ..Toy::default() })).unwrap();
+        fn graph<'a>(v: &'a mut Variant, name: &str) -> &'a mut GraphPlan {
+            v.graphs.iter_mut().find(|g| g.name == name).unwrap()
+        }
+        fn tap(v: &mut Variant) -> &mut Buffer {
+            v.grads.last_mut().unwrap()
+        }
+        fn inverse(p: &mut Program) -> &mut InverseFactor {
+            p.quantize.params[0].inverse.as_mut().unwrap()
+        }
+        type Break = fn(&mut Program);
+        let breaks: [(Break, &str); 15] = [
+            (|p| p.quantize.calibrate.as_mut().unwrap().sequences = 0, "no sequences"),
+            (|p| p.quantize.calibrate.as_mut().unwrap().sequences = u64::MAX, "no sequences"),
+            (|p| p.quantize.calibrate.as_mut().unwrap().reserve = p.train.stop, "no time left"),
+            (|p| p.quantize.calibrate.as_mut().unwrap().reserve = f64::NAN, "no time left"),
+            (|p| p.quantize.calibrate.as_mut().unwrap().sequences = 31, "do not divide 31 sequences"),
+            (|p| p.variants[0].rows.calibrate = 0, "0 rows do not divide"),
+            (|p| p.quantize.calibrate = None, "nothing gathers tap.table [260, 260]"),
+            (|p| graph(&mut p.variants[1], CALIBRATE).name = "x".into(), "no graph calibrate"),
+            (|p| graph(&mut p.variants[2], CALIBRATE).inputs.clear(), "graph calibrate has no tokens I32 [2, 8]"),
+            (|p| tap(&mut p.variants[0]).shape = vec![260, 130], "nothing gathers tap.table"),
+            (|p| tap(&mut p.variants[2]).dtype = DType::I32, "nothing gathers tap.table"),
+            (|p| inverse(p).tap = "grad.table.weight".into(), "nothing gathers grad.table.weight"),
+            (|p| inverse(p).damp = -1.0, "has damp -1"),
+            (|p| graph(&mut p.variants[0], "pack.table.weight").inputs[0].dtype = DType::F32, "has no order I32 [260]"),
+            (
+                |p| graph(&mut p.variants[0], "pack.table.weight").inputs[2].shape = vec![260],
+                "has no upper F32 [260, 260]",
+            ),
+        ];
+        for (change, why) in breaks {
+            let mut p = good.clone();
+            change(&mut p);
+            let e = super::program(&p).unwrap_err();
+            assert!(e.exit_code() == 1 && e.to_string().contains(why), "{why}: {e}");
+        }
+    }
 }

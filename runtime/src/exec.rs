@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use crate::device::cuda::{Gpu, GpuLauncher};
 use crate::device::{Code, HOPPER, Launcher, Peak, Timing, tier};
 use crate::error::{Error, Result};
-use crate::plan::{Buffer, DType, Kernel, Place, Program, Segment, Variant};
+use crate::plan::{Buffer, DType, Kernel, Place, Program, Segment, TAP, Variant};
 
 /// Where a program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub struct Session {
     kind: String,
     threads: usize,
     backend: Backend,
-    /// Ranges of the gradient segment by prefix (`grad.`, `total.`), merged where they touch.
+    /// Ranges of the gradient segment by prefix (`grad.`, `total.`, `tap.`), merged where they touch.
     gradients: BTreeMap<&'static str, Vec<(usize, usize)>>,
 }
 
@@ -160,7 +160,7 @@ impl Session {
             Some(n) => return Err(Error::usage(format!("--threads {n}: expected 1 to 1024"))),
             None => std::thread::available_parallelism().map_or(1, |n| n.get()),
         };
-        let gradients = ["grad.", "total."].map(|prefix| (prefix, ranges(&p.variants[variant], prefix))).into();
+        let gradients = ["grad.", "total.", TAP].map(|prefix| (prefix, ranges(&p.variants[variant], prefix))).into();
         let (kind, backend) = match (gpu, tier) {
             (Some((_, gpu)), _) => {
                 let launcher = GpuLauncher::new(code.clone(), variant, gpu)?;
@@ -420,6 +420,11 @@ impl Session {
     /// Zeroes every `total.*`.
     pub fn zero_totals(&mut self) -> Result<()> {
         self.zero("total.")
+    }
+
+    /// Zeroes every `tap.*`.
+    pub fn zero_taps(&mut self) -> Result<()> {
+        self.zero(TAP)
     }
 
     fn zero(&mut self, prefix: &str) -> Result<()> {

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 /// What the names of quantisers' graphs begin with; the parameter's name follows.
 pub const PACK: &str = "pack.";
 
+/// Name of the graph that gathers what contractions read.
+pub const CALIBRATE: &str = "calibrate";
+
+/// What the names of the buffers that [`CALIBRATE`] fills begin with.
+pub const TAP: &str = "tap.";
+
 /// Raised whenever the layout of anything here changes.
 pub const PLAN_VERSION: u32 = 4;
 
@@ -494,7 +500,7 @@ pub struct Variant {
     pub state_init: Vec<(u32, Init)>,
     /// State segment size, bytes.
     pub state_bytes: u64,
-    /// Gradient segment: `grad.NAME`, `total.NAME`.
+    /// Gradient segment: `grad.NAME`, `total.NAME`, `tap.NAME`.
     pub grads: Vec<Buffer>,
     /// Gradient segment size, bytes.
     pub grad_bytes: u64,
@@ -551,6 +557,13 @@ pub struct Program {
     pub quantize: Quantize,
     /// Evaluation.
     pub evaluate: Evaluate,
+}
+
+impl Program {
+    /// Seconds that training may take: what calibration leaves of [`Train::stop`].
+    pub fn budget(&self) -> f64 {
+        self.train.stop - self.quantize.calibrate.as_ref().map_or(0.0, |c| c.reserve)
+    }
 }
 
 mod serde_bytes_vec {

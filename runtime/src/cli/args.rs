@@ -56,7 +56,7 @@ pub enum Command {
         #[command(flatten)]
         train: TrainArgs,
     },
-    /// Quantise and pack the weights into artifact.golfa, under the cap
+    /// Quantise and pack the weights into artifact.golfa, under the cap; programs whose quantisers are calibrated read --data first
     Pack {
         #[command(flatten)]
         device: DeviceArgs,
@@ -66,6 +66,9 @@ pub enum Command {
         /// Weights to pack [default: OUT/weights.safetensors]
         #[arg(long)]
         weights: Option<PathBuf>,
+        /// Directory with the training shards; needed if the program calibrates its quantisers (`run info` says so), else not read
+        #[arg(long)]
+        data: Option<PathBuf>,
         #[command(flatten)]
         pack: PackArgs,
     },
@@ -234,9 +237,10 @@ pub struct PackArgs {
     pub codes: Option<PathBuf>,
 }
 
-impl From<PackArgs> for packing::Request {
-    fn from(pack: PackArgs) -> packing::Request {
-        packing::Request { codes: pack.codes }
+impl PackArgs {
+    /// The request to pack the weights of that file.
+    pub fn request(&self, data: Option<PathBuf>, weights: PathBuf) -> packing::Request {
+        packing::Request { data, weights, codes: self.codes.clone() }
     }
 }
 

@@ -54,7 +54,17 @@ fn describe(code: &Code) -> String {
         "batch",
         format!("{} tokens in {} logical shards, rows of {}, {} at a time", t.batch, t.ranks, t.seq, first.rows.train),
     );
-    row("stops", format!("after {} s or {} steps", t.stop, t.iterations));
+    row("stops", format!("after {} s or {} steps", p.budget(), t.iterations));
+    if let Some(c) = &p.quantize.calibrate {
+        let (tokens, reserve) = (c.sequences * u64::from(t.seq), c.reserve);
+        row(
+            "calibration",
+            format!(
+                "{tokens} tokens from the start of {}, in the {reserve} s that training leaves of {} s",
+                c.data, t.stop
+            ),
+        );
+    }
     row("work", format!("{:.3} MFLOP per training token", p.flops_per_token as f64 / 1e6));
     let averages = t.averages.iter().map(|a| a.name.as_str()).collect::<Vec<_>>();
     row("averages", if averages.is_empty() { "none".into() } else { averages.join(", else ") });

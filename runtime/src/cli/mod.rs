@@ -88,11 +88,12 @@ impl Cmd {
             args::Command::Info { source } => info::info(&self.code, source),
             args::Command::Train { device, train } => self.train(&device, &train).map(drop),
             args::Command::All { device, train, pack, score } => self.all(&device, &train, &pack, &score),
-            args::Command::Pack { device, out, weights, pack } => {
-                let weights = weights.unwrap_or_else(|| out.join(WEIGHTS));
+            args::Command::Pack { device, out, weights, data, pack } => {
+                let request = pack.request(data, weights.unwrap_or_else(|| out.join(WEIGHTS)));
+                let sequences = packing::open(&self.code.program, &request)?;
                 let mut session = self.session(&device)?;
-                load_weights(&mut session, &weights)?;
-                packing::pack(&mut self.attach(session, &out)?, &pack.into())
+                load_weights(&mut session, &request.weights)?;
+                packing::pack(&mut self.attach(session, &out)?, &request, sequences)
             }
             args::Command::Score { device, out, data, weights, artifact, score } => {
                 let source = match (weights, artifact) {
@@ -135,7 +136,9 @@ impl Cmd {
         score: &args::ScoreArgs,
     ) -> Result<()> {
         let mut run = self.train(device, train)?;
-        packing::pack(&mut run, &pack.clone().into())?;
+        let pack = pack.request(Some(train.data.clone()), run.out.join(WEIGHTS));
+        let sequences = packing::open(&self.code.program, &pack)?;
+        packing::pack(&mut run, &pack, sequences)?;
         let source = evaluation::Source::Artifact(run.out.join(ARTIFACT));
         evaluation::all(&mut run, &score.request(train.data.clone(), source))?;
         run.draw()

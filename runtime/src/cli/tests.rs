@@ -1,5 +1,7 @@
 //! The command line in processes of its own: exit codes, signals, kills, closed pipes.
 
+mod calibration;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -24,7 +26,11 @@ fn child() {
         let ranks = std::env::var("GOLF_TEST_RANKS").map_or(2, |r| r.parse().unwrap());
         let gpu = std::env::var_os("GOLF_LIBCUDA").is_some();
         let gpu_packs = std::env::var_os("GOLF_TEST_PACKS_ON_CPU").is_none();
-        let toy = Toy { ranks, limit: Some(64), gpu, gpu_packs, ..Toy::default() };
+        let number = |name: &str| std::env::var(name).ok().map(|x| x.parse::<f64>().unwrap());
+        let mut toy = Toy { ranks, limit: Some(64), gpu, gpu_packs, ..Toy::default() };
+        toy.sequences = number("GOLF_TEST_SEQUENCES").map(|n| n as u64);
+        toy.reserve = number("GOLF_TEST_RESERVE").unwrap_or(0.0);
+        toy.stop = number("GOLF_TEST_STOP").unwrap_or(toy.stop);
         std::process::exit(super::main(args, || toy::load(&toy)));
     }
 }

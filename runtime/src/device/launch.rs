@@ -4,7 +4,7 @@
 //! *promises* calls in the plan's order, each complete before the next, results independent of the number of threads, and a
 //! time account per kernel.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::code::Code;
@@ -129,18 +129,14 @@ impl Launcher {
         /// Bytes zeroed by one task.
         const PIECE: usize = 1 << 20;
         let whole = self.memory.segment_mut(segment);
-        let mut pieces: Vec<Mutex<&mut [u8]>> = Vec::new();
+        let mut pieces: Vec<&mut [u8]> = Vec::new();
         let (mut rest, mut at) = (whole, 0);
         for &(start, end) in ranges {
             let (head, tail) = rest.split_at_mut(end - at);
-            pieces.extend(head[start - at..].chunks_mut(PIECE).map(Mutex::new));
+            pieces.extend(head[start - at..].chunks_mut(PIECE));
             (rest, at) = (tail, end);
         }
-        self.pool.run(pieces.len() as u32, &|_, task| {
-            if let Ok(mut piece) = pieces[task as usize].lock() {
-                piece.fill(0);
-            }
-        });
+        self.pool.each(&mut pieces, &|_, piece| piece.fill(0));
     }
 
     /// Runs graph `index` of the variant. Panics if there is none.

@@ -111,6 +111,17 @@ impl Pool {
         self.wait(tasks);
     }
 
+    /// Runs `body(i, &mut items[i])` for every item, as [`Pool::run`] does for tasks.
+    pub fn each<T: Send>(&mut self, items: &mut [T], body: &(dyn Fn(usize, &mut T) + Sync)) {
+        // Never waited for: every item is one task's own.
+        let items: Vec<Mutex<&mut T>> = items.iter_mut().map(Mutex::new).collect();
+        self.run(items.len() as u32, &|_, task| {
+            if let Ok(mut item) = items[task as usize].lock() {
+                body(task as usize, &mut item);
+            }
+        });
+    }
+
     fn wait(&self, tasks: u32) {
         let s = &*self.shared;
         for _ in 0..SPINS {
@@ -217,6 +228,15 @@ mod tests {
                 });
                 assert!(hits.iter().all(|h| h.load(Relaxed) == 1), "{threads} threads, {tasks} tasks");
             }
+        }
+    }
+
+    #[test]
+    fn every_item_is_changed_once() {
+        for threads in [1, 3] {
+            let mut items: Vec<usize> = (0..100).collect();
+            Pool::new(threads).unwrap().each(&mut items, &|i, item| *item += 1000 * (i + 1));
+            assert!(items.iter().enumerate().all(|(i, &x)| x == i + 1000 * (i + 1)));
         }
     }
 

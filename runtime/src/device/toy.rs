@@ -35,11 +35,29 @@ pub struct Toy {
     pub gpu: bool,
     /// Those of a GPU hold the quantiser too.
     pub gpu_packs: bool,
+    /// The table's quantiser has feedback, from a calibration on so many sequences.
+    pub sequences: Option<u64>,
+    /// Seconds kept for calibration.
+    pub reserve: f64,
 }
+
+/// Damping of the toy's quantiser with feedback.
+pub const DAMP: f64 = 0.05;
+/// Columns below this are nothing's input.
+pub const DEAD: usize = 4;
 
 impl Default for Toy {
     fn default() -> Toy {
-        Toy { ranks: 2, batch: 64, stop: 1000.0, limit: None, gpu: false, gpu_packs: true }
+        Toy {
+            ranks: 2,
+            batch: 64,
+            stop: 1000.0,
+            limit: None,
+            gpu: false,
+            gpu_packs: true,
+            sequences: None,
+            reserve: 0.0,
+        }
     }
 }
 
@@ -186,6 +204,30 @@ kernels! {
             back[c] = f32::from(codes[c]) * scale.to_f32();
         }
     }
+    /// tokens, table, tap.table: x = the table's row of a token, without the first columns; row `r` of the sum of x x.
+    fn calibrate(r, args) {
+        let (x, w) = (arg::<i32>(args, 0, N), arg::<f32>(args, 1, V * V));
+        let h = &mut arg::<f32>(args, 2, V * V)[r * V..][..V];
+        for token in x.iter().filter(|_| r >= DEAD) {
+            let x = &w[*token as usize * V..][..V];
+            (DEAD..V).for_each(|c| h[c] += x[r] * x[c]);
+        }
+    }
+    /// x, row maximum, order, live, upper, codes, scale, dequant: int6 by rows with feedback.
+    fn feedback(r, args) {
+        let scale = f16::from_f32((arg::<f32>(args, 1, V)[r] / 31.0).max(1e-4));
+        *(*args.add(6)).cast::<f16>().add(r) = scale;
+        let (order, live, upper) = (arg::<i32>(args, 2, V), arg::<f32>(args, 3, V), arg::<f32>(args, 4, V * V));
+        let mut x: Vec<f32> = arg::<f32>(args, 0, V * V)[r * V..][..V].iter().zip(&*live).map(|(x, l)| x * l).collect();
+        for j in 0..V {
+            let c = order[j] as usize;
+            let q = libm::rintf(x[c] / scale.to_f32()).clamp(-31.0, 31.0);
+            *(*args.add(5)).cast::<i8>().add(r * V + c) = q as i8;
+            *(*args.add(7)).cast::<f32>().add(r * V + c) = q * scale.to_f32();
+            let e = (x[c] - q * scale.to_f32()) / upper[j * V + j];
+            (j + 1..V).for_each(|k| x[order[k] as usize] -= e * upper[j * V + k]);
+        }
+    }
 }
 
 /// Hands out places of one segment.
@@ -250,13 +292,18 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
     let (magnitude, most) = (x.f32("magnitude", &[V, V]), x.f32("most", &[V]));
     let codes = x.buffer("codes", DType::I8, &[V, V]);
     let (row_scale, dequant) = (x.buffer("scale", DType::F16, &[V]), x.f32("dequant", &[V, V]));
+    let mut calibration = None;
+    if toy.sequences.is_some() {
+        let order = x.buffer("order", DType::I32, &[V]);
+        calibration = Some((g.f32("tap.table", &[V, V]), order, x.f32("live", &[V]), x.f32("upper", &[V, V])));
+    }
     let n = x.next;
 
     let step = [&tokens, &targets, &scale, &table, &bias, &gt, &nll];
     let close =
         if one { call("clip", V + 1, &[&gt, &gb, &k]) } else { call("add_half", V + 1, &[&gt, &gb, &k, &tt, &tb]) };
     let clip = || [call("bias_grad", V, &[&gt, &gb]), call("norm", 1, &[&gt, &gb, &norm, &k])];
-    let graphs = vec![
+    let mut graphs = vec![
         graph("train.micro", n, &[&tokens, &targets, &scale], &[&nll], vec![call("micro", V, &step)]),
         graph("train.shard", n, &[], &[&norm], [&clip()[..], &[close]].concat()),
         graph(
@@ -304,6 +351,15 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
             ],
         ),
     ];
+    if let Some((tap, order, live, upper)) = &calibration {
+        graphs.push(graph(CALIBRATE, n, &[&tokens], &[], vec![call("calibrate", V, &[&tokens, &table, tap])]));
+        let pack = graphs.iter_mut().find(|g| g.name == "pack.table.weight").expect("a graph");
+        pack.inputs = [order, live, upper].map(Buffer::clone).into();
+        let args = [&table, &most, order, live, upper, &codes, &row_scale, &dequant];
+        pack.calls[2] = call("feedback", V, &args);
+    }
+    let mut grads = if one { vec![gt, gb] } else { vec![gt, gb, tt, tb] };
+    grads.extend(calibration.map(|c| c.0));
     let kernel = |name: &str, builtin| Kernel {
         symbol: name.into(),
         family: if builtin { "host" } else { "row" }.into(),
@@ -320,14 +376,19 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
     Variant {
         precision: precision.into(),
         device: "cpu".into(),
-        rows: Rows { train: ROWS as u32, score: ROWS as u32, adapt: ROWS as u32, calibrate: 0 },
+        rows: Rows {
+            train: ROWS as u32,
+            score: ROWS as u32,
+            adapt: ROWS as u32,
+            calibrate: if toy.sequences.is_some() { ROWS as u32 } else { 0 },
+        },
         modules: Vec::new(),
         state: vec![table, bias, rows, turn, m, m_bias, sum, count, e, am, am_bias],
         state_init: (4..11)
             .map(|i| (i, if i == 8 { Init::CopyOf("table.weight".into()) } else { Init::Fill(0.0) }))
             .collect(),
         state_bytes: s.next,
-        grads: if one { vec![gt, gb] } else { vec![gt, gb, tt, tb] },
+        grads,
         grad_bytes: g.next,
         constants: vec![1; 64],
         params: vec![
@@ -344,7 +405,7 @@ fn variant(toy: &Toy, precision: &str) -> Variant {
 /// The same variant for the fake driver: a module per kernel, calls in a chain. Where [`load`] puts the addresses in stands `ADDRESS`.
 fn on_gpu(mut v: Variant, kind: &str, packs: bool) -> Variant {
     v.device = kind.into();
-    v.graphs.retain(|g| packs || !g.name.starts_with(PACK));
+    v.graphs.retain(|g| packs || !(g.name.starts_with(PACK) || g.name == CALIBRATE));
     // A GPU has a kernel for what the CPU's runtime does.
     let builtin = v.kernels.len() - 1;
     v.kernels.pop();
@@ -399,11 +460,12 @@ pub fn program(toy: &Toy) -> Program {
         update: format!("average.{name}.update"),
         finish: format!("average.{name}.finish"),
     };
+    let inverse = toy.sequences.map(|_| InverseFactor { tap: "tap.table".into(), damp: DAMP, descending: true });
     let pack = |name: &str, rule: &str, graph: Option<&str>| PackParam {
         name: name.into(),
         rule: rule.into(),
         graph: graph.map(Into::into),
-        inverse: None,
+        inverse: inverse.clone().filter(|_| graph.is_some()),
     };
     let mut variants = vec![variant(toy, "bf16"), variant(toy, "f32")];
     if toy.gpu {
@@ -447,7 +509,11 @@ pub fn program(toy: &Toy) -> Program {
             codec: "zstd".into(),
             level: 22,
             cap: 16_000_000,
-            calibrate: None,
+            calibrate: toy.sequences.map(|sequences| Calibrate {
+                data: "fineweb_train_*.bin".into(),
+                sequences,
+                reserve: toy.reserve,
+            }),
         },
         evaluate: Evaluate {
             data: "fineweb_val_*.bin".into(),
@@ -545,39 +611,4 @@ pub fn trials() -> Vec<u8> {
     };
     let plain = postcard::to_stdvec(&all).expect("trials pack");
     zstd::bulk::compress(&plain, 3).expect("zstd")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_checks_see_what_is_wrong() {
-        let good = program(&Toy::default());
-        crate::check::program(&good).unwrap();
-        type Break = fn(&mut Program);
-        let breaks: [(Break, &str); 12] = [
-            (|p| p.variants[0].state[0].place.offset = 1 << 40, "does not fit"),
-            (|p| p.variants[0].state[0].place.offset = 8, "does not fit"),
-            (|p| p.variants[1].state[1].shape = vec![usize::MAX, 9], "does not fit"),
-            (|p| p.variants[0].graphs[0].calls[0].kernel = 99, "calls kernel 99"),
-            (|p| p.variants[0].graphs[0].calls[0].args[0].offset = 1 << 40, "outside its segment"),
-            (|p| p.variants[0].graphs[0].name = "x".into(), "no graph train.micro"),
-            (|p| p.variants[0].state_init.clear(), "without or with two initial values"),
-            (|p| p.train.batch = 7, "no multiple"),
-            (|p| p.train.hypers[0].name = "x".into(), "no graph takes x"),
-            (|p| p.train.schedule.ops[2] = HostOp::Unary(HostUnary::Neg, 5), "later value"),
-            (|p| p.quantize.params[0].name = "x".into(), "is no parameter"),
-            (
-                |p| p.variants[0].kernels.last_mut().unwrap().builtin = Some(Builtin::Quantile { n: 1 << 40, q: 1.0 }),
-                "quantile",
-            ),
-        ];
-        for (change, why) in breaks {
-            let mut p = good.clone();
-            change(&mut p);
-            let e = crate::check::program(&p).unwrap_err();
-            assert!(e.exit_code() == 1 && e.to_string().contains(why), "{why}: {e}");
-        }
-    }
 }

@@ -63,6 +63,8 @@ pub enum Record {
     },
     /// Loss over validation.
     Validation(Validation),
+    /// What contractions read was gathered for the quantisers.
+    Calibrated(Calibration),
     /// The artifact was written.
     Packed {
         /// Bytes of `artifact.golfa`.
@@ -160,6 +162,41 @@ pub struct Validation {
     pub train_ms: f64,
 }
 
+/// See [`Record::Calibrated`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Training tokens looked at.
+    pub tokens: u64,
+    /// In so many sequences.
+    pub sequences: u64,
+    /// Sums of squares gathered.
+    pub matrices: u64,
+    /// What it took, seconds.
+    pub seconds: f64,
+    /// What training the same weights took, seconds; absent where steps or a trace stood for the clock, or other weights were packed.
+    pub train_seconds: Option<f64>,
+    /// The program's time for both, seconds.
+    pub stop: f64,
+}
+
+impl Calibration {
+    /// Seconds left of the program's time when both were done; negative: they took longer.
+    pub fn left(&self) -> Option<f64> {
+        self.train_seconds.map(|train| self.stop - train - self.seconds)
+    }
+
+    /// Says so where training and calibration took longer than the program's time.
+    pub fn late(&self) -> Option<String> {
+        let over = -self.left().filter(|&left| left < 0.0)?;
+        let both = self.stop + over;
+        Some(format!(
+            "PAST THE DEADLINE: training and calibration together took {both:.1}s, {over:.1}s more than train.stop = {}s allows; \
+             a larger `reserve` of `calibrate` ends training earlier",
+            self.stop
+        ))
+    }
+}
+
 fn average(ms: f64, steps: u64) -> f64 {
     ms / steps.max(1) as f64
 }
@@ -220,6 +257,14 @@ impl Record {
                 v.seconds * 1e3,
                 if v.partial { " partial" } else { "" }
             ),
+            Record::Calibrated(c) => {
+                let deadline = match (c.late(), c.left()) {
+                    (Some(late), _) => format!(" ({late})"),
+                    (None, Some(left)) => format!(" ({left:.1}s before the deadline)"),
+                    (None, None) => String::new(),
+                };
+                format!("calibrate:{} tokens, {} matrices, {:.1}s{deadline}", c.tokens, c.matrices, c.seconds)
+            }
             Record::Packed { bytes_model, bytes_code, bytes_executable, cap, .. } => format!(
                 "artifact bytes_model:{bytes_model} bytes_code:{bytes_code} total:{} cap:{cap} bytes_executable:{bytes_executable}",
                 bytes_model + bytes_code
@@ -284,6 +329,29 @@ mod tests {
         };
         let line = Record::Step(step).line().unwrap();
         assert_eq!(line, "step:200/20000 train_loss:2.3457 train_time:19432ms step_avg:97.16ms");
+    }
+
+    #[test]
+    fn a_calibration_says_how_it_stands_with_the_deadline() {
+        let at = |train_seconds| Calibration {
+            tokens: 131_072,
+            sequences: 64,
+            matrices: 12,
+            seconds: 3.14,
+            train_seconds,
+            stop: 600.0,
+        };
+        let line = |train| Record::Calibrated(at(train)).line().unwrap();
+        assert_eq!(line(None), "calibrate:131072 tokens, 12 matrices, 3.1s");
+        assert_eq!(line(Some(587.7)), "calibrate:131072 tokens, 12 matrices, 3.1s (9.2s before the deadline)");
+        let late = line(Some(600.86));
+        assert!(
+            late.contains(
+                "PAST THE DEADLINE: training and calibration together took 604.0s, 4.0s more than train.stop = 600s"
+            ),
+            "{late}"
+        );
+        assert_eq!((at(Some(596.8)).late(), at(Some(596.9)).late().is_some()), (None, true));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::data::{Loader, TokenStream};
 use crate::error::{Error, Result};
 use crate::exec::Session;
 use crate::files::Faults;
+use crate::quant::calibrate;
 use crate::report::ledger;
 use crate::report::record::Start;
 use crate::run::{self, Mode, Run, start};
@@ -71,6 +72,7 @@ pub fn train(session: Session, request: &Request, signals: Signals, faults: Faul
     let stream = TokenStream::open(&request.data, &p.train.data, p.vocab)?;
     stream.check(CHECKED)?;
     validate::check(p, &request.data)?;
+    calibrate::open(p, Some(&request.data))?;
     let data = fingerprint(&stream)?;
     let loader = Loader::new(stream, p.train.batch, p.train.ranks, p.train.seq)?;
     let resuming = run::prepare(&request.out, request.mode)?;
@@ -96,7 +98,7 @@ pub fn train(session: Session, request: &Request, signals: Signals, faults: Faul
         same_run(old, &new, request)?;
     }
     let mut trainer = Trainer::new(session, new, loader, request, signals, faults, old.is_some().then_some(before))?;
-    trainer.clock = Clock::new(source, p.train.stop, trainer.elapsed);
+    trainer.clock = Clock::new(source, p.budget(), trainer.elapsed);
     trainer.run()
 }
 

@@ -43,6 +43,8 @@ impl Graphs {
 pub struct Stepper {
     pub(super) graphs: Graphs,
     train: Train,
+    /// Seconds that training may take.
+    budget: f64,
     /// Set by [`Stepper::set_clock`] to be written before the graphs that take them.
     hypers: Vec<(String, f32)>,
 }
@@ -62,8 +64,9 @@ pub type Fill<'a> = &'a mut dyn FnMut(usize, usize, &mut [i32], &mut [i32]) -> R
 impl Stepper {
     /// For this session's program.
     pub fn new(session: &Session) -> Result<Stepper> {
-        let train = session.code().program.train.clone();
-        Ok(Stepper { graphs: Graphs::find(session, &train)?, train, hypers: Vec::new() })
+        let p = &session.code().program;
+        let (train, budget) = (p.train.clone(), p.budget());
+        Ok(Stepper { graphs: Graphs::find(session, &train)?, train, budget, hypers: Vec::new() })
     }
 
     /// Rows of one logical shard.
@@ -71,12 +74,16 @@ impl Stepper {
         (self.train.batch / u64::from(self.train.ranks) / u64::from(self.train.seq)) as usize
     }
 
+    /// The clock's fields after `step` steps, without `scale`.
+    pub(super) fn clock(&self, step: u64, r: Reading) -> Vec<(&'static str, f64)> {
+        vec![("step", step as f64), ("progress", r.progress), ("step_time", r.step_time), ("budget", self.budget)]
+    }
+
     /// Evaluates the schedule and the hypers at `step` (steps done before this one). Gives the schedule's value.
     pub fn set_clock(&mut self, step: u64, r: Reading) -> Result<f64> {
         let t = &self.train;
-        let clock = [("step", step as f64), ("progress", r.progress), ("step_time", r.step_time), ("budget", t.stop)];
+        let mut clock = self.clock(step, r);
         let scale = host::eval(&t.schedule, &clock)?;
-        let mut clock = clock.to_vec();
         clock.push(("scale", scale));
         let value = |h: &Hyper| Ok((h.name.clone(), host::eval(&h.value, &clock)? as f32));
         self.hypers = t.hypers.iter().map(value).collect::<Result<_>>()?;

@@ -269,13 +269,8 @@ impl Trainer {
         self.step += 1;
         let code = self.run.session.code().clone();
         let train = &code.program.train;
-        let clock = [
-            ("step", self.step as f64),
-            ("progress", reading.progress),
-            ("step_time", reading.step_time),
-            ("budget", train.stop),
-            ("scale", scale),
-        ];
+        let mut clock = self.stepper.clock(self.step, reading);
+        clock.push(("scale", scale));
         for (average, &(update, _)) in train.averages.iter().zip(&self.stepper.graphs.averages) {
             if host::eval(&average.when, &clock)? != 0.0 {
                 self.run.session.run(update)?;
