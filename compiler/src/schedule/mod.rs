@@ -9,7 +9,8 @@
 //! effects) → [`memory`] (offsets) → [`plan`].
 //!
 //! Storage rule for values that cross kernels: a cast value has its own dtype; a float value with the time axis and at least 32 elements
-//! per position is an activation and has [`Graph::compute`]; a value that only contractions read has [`Graph::compute`]; everything else f32.
+//! per position is an activation and has [`Graph::compute`]; a value that only contractions read has [`Graph::compute`]; everything else f32. On a GPU, what lies in
+//! f32 is stored in [`Graph::compute`] too if contractions read it.
 //!
 //! [`Graph::compute`]: crate::graph::ir::Graph::compute
 
@@ -162,7 +163,7 @@ fn refusal(k: &Kernel, target: Target, taken: &Taken) -> Option<String> {
 }
 
 fn once(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
-    let prepared = prepare::prepare(graph)?;
+    let prepared = prepare::prepare(graph, options.target)?;
     let mut clusters = fuse::fuse(&prepared, options.fuse)?;
     let bodies = store::store(&mut clusters, options.fuse)?;
     let mut waiting = BTreeSet::new();

@@ -12,6 +12,7 @@ use super::layout::{self, Layouts, axes, buffer_of, is_role, numel, size};
 use super::outputs::Output;
 use crate::graph::build::{Builder, Made};
 use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, DType, Effect, Graph, Node, NodeId, Op, Reduce};
+use crate::kernel::Target;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A prepared graph.
@@ -27,18 +28,24 @@ pub(super) struct Prepared {
     pub storage: Vec<DType>,
 }
 
-/// Prepares a graph.
-pub(super) fn prepare(g: &Graph) -> Result<Prepared, Error> {
+/// Prepares a graph for a target.
+pub(super) fn prepare(g: &Graph, target: Target) -> Result<Prepared, Error> {
     let fail = |e: crate::graph::error::TypeError| Error::new(&g.name, format!("while preparing: {e}"));
     let empty = Graph { nodes: Vec::new(), effects: Vec::new(), origins: Vec::new(), ..g.clone() };
-    let mut p = Prepare { b: Builder::extend(empty), layouts: Layouts::default(), map: BTreeMap::new() };
+    let (layouts, map, wide) = (Layouts::default(), BTreeMap::new(), BTreeSet::new());
+    let mut p = Prepare { b: Builder::extend(empty), layouts, map, wide };
     let live = live(g, g.effects.iter().map(|e| e.value));
     let mut orders = wanted_orders(g);
+    // Kernels of a CPU convert operands while they pack them; those of a GPU copy them as they lie.
+    let wide = if target == Target::Cpu { BTreeSet::new() } else { wide_values(g) };
     for (i, node) in g.nodes.iter().enumerate().filter(|(i, _)| live[*i]) {
         let id = NodeId(i as u32);
         p.b.set_origin(g.origins.get(i).cloned().unwrap_or_default());
         let new = p.node(node, orders.remove(&id)).map_err(fail)?;
         p.map.insert(id, new);
+        if wide.contains(&id) {
+            p.wide.insert(new);
+        }
     }
     let mut effects = Vec::new();
     for effect in &g.effects {
@@ -99,7 +106,7 @@ fn sweep(p: Prepared) -> Prepared {
         storage: p.layouts.storage.iter().filter_map(|(n, d)| Some((moved(n)?, *d))).collect(),
     };
     let effects: Vec<_> = p.effects.iter().map(|e| Output { value: map[&e.value], ..e.clone() }).collect();
-    let contracted = only_contracted(&graph, &effects);
+    let contracted = only_contracted(&graph, effects.iter().map(|e| e.value));
     let storage = (0..graph.nodes.len() as u32)
         .map(NodeId)
         .map(|n| match (buffer_of(&graph, n), layouts.storage.get(&n)) {
@@ -112,11 +119,11 @@ fn sweep(p: Prepared) -> Prepared {
 }
 
 /// Values that are used by contractions and by nothing else.
-fn only_contracted(g: &Graph, effects: &[Output]) -> BTreeSet<NodeId> {
+fn only_contracted(g: &Graph, written: impl Iterator<Item = NodeId>) -> BTreeSet<NodeId> {
     let n = g.nodes.len();
     let mut used = vec![false; n];
     let mut other = vec![false; n];
-    effects.iter().for_each(|e| other[e.value.0 as usize] = true);
+    written.for_each(|value| other[value.0 as usize] = true);
     for (i, node) in g.nodes.iter().enumerate().rev() {
         // A move counts as what its own users do with it.
         let fine = matches!(node.op, Op::Dot(_)) || is_move(&node.op) && used[i] && !other[i];
@@ -126,6 +133,17 @@ fn only_contracted(g: &Graph, effects: &[Output]) -> BTreeSet<NodeId> {
         }
     }
     (0..n).filter(|i| used[*i] && !other[*i]).map(|i| NodeId(i as u32)).collect()
+}
+
+/// Values that will lie in f32 where contractions take [`Graph::compute`].
+fn wide_values(g: &Graph) -> BTreeSet<NodeId> {
+    let contracted = only_contracted(g, g.effects.iter().map(|e| e.value));
+    let stored = |n: NodeId| match buffer_of(g, n) {
+        Some(b) => g.buffers[b.0 as usize].ty.dtype,
+        None => layout::storage_rule(g, n, contracted.contains(&n)),
+    };
+    let all = (0..g.nodes.len() as u32).map(NodeId);
+    all.filter(|n| g.compute != DType::F32 && stored(*n) == DType::F32).collect()
 }
 
 /// Ops that only move or rename elements.
@@ -138,6 +156,8 @@ pub(super) struct Prepare {
     pub b: Builder,
     pub layouts: Layouts,
     map: BTreeMap<NodeId, NodeId>,
+    /// Values that contractions take rounded: once, by the kernel that stores them if there is one, and not in every contraction.
+    wide: BTreeSet<NodeId>,
 }
 
 impl Prepare {
@@ -260,6 +280,7 @@ impl Prepare {
         if numel(g, &m) == 1 || numel(g, &n) == 1 || numel(g, over) == 1 {
             return self.small_dot(x, y, over, order);
         }
+        (x, y) = (self.narrow_operand(x)?, self.narrow_operand(y)?);
         let dot = self.b.dot_as(x, y, over, order)?;
         if let Some(order) = wanted {
             self.layouts.order.insert(dot, order);
@@ -312,10 +333,32 @@ impl Prepare {
             }
             _ if is_move(&node.op) => {
                 let inner = self.rounded_operand(node.args[0])?;
-                if inner == node.args[0] { Ok(x) } else { self.b.push(node.op, &[inner], None) }
+                self.moved(x, inner)
             }
             _ => Ok(x),
         }
+    }
+
+    /// A move `x` of another value of the same type.
+    fn moved(&mut self, x: NodeId, inner: NodeId) -> Made {
+        let node = self.b.node(x).clone();
+        if inner == node.args[0] { Ok(x) } else { self.b.push(node.op, &[inner], None) }
+    }
+
+    /// An operand of a contraction in [`Graph::compute`], where it would lie in f32: a cast that all contractions share.
+    fn narrow_operand(&mut self, x: NodeId) -> Made {
+        if self.wide.contains(&x) {
+            let order = self.layouts.order.get(&x).cloned();
+            let cast = self.b.cast(x, self.b.graph().compute)?;
+            self.layouts.order.extend(order.map(|order| (cast, order)));
+            return Ok(cast);
+        }
+        let node = self.b.node(x).clone();
+        if !is_move(&node.op) {
+            return Ok(x);
+        }
+        let inner = self.narrow_operand(node.args[0])?;
+        self.moved(x, inner)
     }
 
     /// A contraction with nothing to multiply: an outer product, or a sum of element-wise products.

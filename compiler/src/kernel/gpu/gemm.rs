@@ -197,7 +197,7 @@ impl Plan {
             let mut tile = vec![self.tile.cols as u32, self.tile.rows as u32];
             tile.resize(dims.len(), 1);
             let offset = (arg.offset * bytes) as u64;
-            TensorMap { arg: 1 + buffer as u32, offset, dtype: dtype, dims, strides, tile, swizzle: 0 }
+            TensorMap { arg: 1 + buffer as u32, offset, dtype, dims, strides, tile, swizzle: 0 }
         })
     }
 

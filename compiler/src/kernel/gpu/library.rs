@@ -42,7 +42,7 @@ pub fn product(g: &Gemm) -> Result<Product, String> {
                 return Err("its matrices lie in an order that the library does not know".to_string());
             }
             let (offset, pitch, batch) = (offset as u64, pitch as u64, stride as u64);
-            Ok(Factor { dtype: dtype, offset, inner, pitch, batch })
+            Ok(Factor { dtype, offset, inner, pitch, batch })
         };
     let operand = |name: &str, o: &Operand, rows: usize| {
         if o.dtype != DType::Bf16 {

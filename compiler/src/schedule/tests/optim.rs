@@ -4,8 +4,9 @@ use super::{contents, same};
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, Binary, BufferId, BufferKind, DType, Graph, NodeId};
 use crate::graph::{fold, rewrite};
-use crate::kernel::Kernel;
-use crate::schedule::schedule;
+use crate::kernel::gpu::Arch;
+use crate::kernel::{Kernel, Target};
+use crate::schedule::{Options, reference, schedule, schedule_with};
 
 struct Update {
     b: Builder,
@@ -187,4 +188,35 @@ fn newton_schulz_is_three_products_a_step_and_knows_symmetry() {
         s.steps.iter().filter_map(|x| if let Kernel::Gemm(k) = &x.kernel { Some(k) } else { None }).collect();
     assert_eq!(products.len(), 2 * 4 * 15);
     assert_eq!(products.iter().filter(|k| k.symmetric).count(), 2 * 4 * 10);
+}
+
+/// A GPU copies factors as they lie: what a chain `X <- 2 X + X (Xᵀ X)` reads element by element in f32 is stored rounded as well, by the kernel that makes it,
+/// and a parameter is rounded once for both of its products. The results are the same as where each product rounds for itself.
+#[test]
+fn factors_on_a_gpu_lie_in_bf16() {
+    let mut u = Update { b: Builder::new("g", DType::Bf16) };
+    let (i, j, k) = (u.axis("i", 16), u.axis("j", 24), u.axis("k", 24));
+    let mut x = u.buffer("x", DType::F32, &[i, j], BufferKind::Param).1;
+    for _ in 0..2 {
+        let y = u.b.rename(x, j, k).unwrap();
+        let a = u.b.dot(x, y, &[i]).unwrap();
+        let z = u.b.dot(y, a, &[k]).unwrap();
+        let two = u.b.constant(2.0);
+        let twice = u.b.mul(x, two).unwrap();
+        x = u.b.add(twice, z).unwrap();
+    }
+    let out = u.b.buffer("out", DType::F32, &[i, j], BufferKind::Output).unwrap();
+    u.b.assign(out, x).unwrap();
+    let g = rewrite::clean(&fold::fold(&u.b.finish()));
+    let on = |target| schedule_with(&g, &Options { target, ..Options::default() }).unwrap();
+    let (cpu, gpu) = (on(Target::Cpu), on(Target::Gpu(Arch::Sm90a)));
+    let factors = |s: &crate::schedule::Scheduled| -> Vec<DType> {
+        let products = s.steps.iter().filter_map(|x| if let Kernel::Gemm(k) = &x.kernel { Some(k) } else { None });
+        products.flat_map(|k| [k.a.dtype, k.b.dtype]).collect()
+    };
+    assert_eq!((factors(&gpu), gpu.steps.len()), (vec![DType::Bf16; 8], 5));
+    assert!(factors(&cpu).contains(&DType::F32) && cpu.steps.len() == 4);
+    let inputs = contents(&g, &[]);
+    let run = |s| reference::run(s, &inputs).unwrap()["out"].data.clone();
+    assert_eq!(run(&gpu), run(&cpu));
 }
