@@ -7,8 +7,8 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    Buffer, Builtin, CALIBRATE, Call, DType, Factor, GraphPlan, Grid, HostExpr, HostOp, Init, PLAN_VERSION, Place,
-    Product, Program, Segment, TAP, Variant,
+    Buffer, Builtin, CALIBRATE, Call, DType, FEEDBACK_ROWS, Factor, GraphPlan, Grid, HostExpr, HostOp, Init,
+    PLAN_VERSION, Place, Product, Program, Segment, TAP, Variant,
 };
 
 /// Dynamic shared memory of a block at most, bytes: Hopper's.
@@ -180,21 +180,30 @@ fn graph(v: &Variant, g: &GraphPlan) -> Result<()> {
         if !call.args.iter().all(inside) {
             return bad(format!("{} passes {} memory outside its segment", g.name, kernel.symbol));
         }
-        if let Some(Builtin::Quantile { n, q }) = &kernel.builtin {
-            let ends = |i: usize, elements: u64| {
-                let place: Option<&Place> = call.args.get(i);
-                let room = place.map(|p| segment_bytes(v, p.segment, g.scratch) - p.offset);
-                elements.checked_mul(4).zip(room).is_some_and(|(need, room)| need <= room)
-            };
-            let rows = u64::from(call.tasks);
-            if call.args.len() != 2
-                || *n == 0
-                || !(0.0..=1.0).contains(q)
-                || !ends(0, n.saturating_mul(rows))
-                || !ends(1, rows)
-            {
-                return bad(format!("{}: a quantile's sizes do not fit", g.name));
+        // All of a built-in's elements have four bytes.
+        let have = |elements: &[u64]| {
+            let room = |p: &Place| segment_bytes(v, p.segment, g.scratch) - p.offset;
+            let fits = |(n, p): (&u64, &Place)| n.checked_mul(4).is_some_and(|need| need <= room(p));
+            call.args.len() == elements.len() && elements.iter().zip(&call.args).all(fits)
+        };
+        match &kernel.builtin {
+            Some(Builtin::Quantile { n, q }) => {
+                let rows = u64::from(call.tasks);
+                if *n == 0 || !(0.0..=1.0).contains(q) || !have(&[n.saturating_mul(rows), rows]) {
+                    return bad(format!("{}: a quantile's sizes do not fit", g.name));
+                }
             }
+            Some(Builtin::FeedbackRound { rows, n, low, high }) => {
+                let all = rows.saturating_mul(*n);
+                if *n == 0
+                    || u64::from(call.tasks) != rows.div_ceil(FEEDBACK_ROWS)
+                    || !(low <= high)
+                    || !have(&[all, *rows, *n, n.saturating_mul(*n), all])
+                {
+                    return bad(format!("{}: the sizes of rounding with feedback do not fit", g.name));
+                }
+            }
+            None => {}
         }
     }
     Ok(())
@@ -363,7 +372,7 @@ mod tests {
         let good = program(&Toy::default());
         super::program(&good).unwrap();
         type Break = fn(&mut Program);
-        let breaks: [(Break, &str); 12] = [
+        let breaks: [(Break, &str); 13] = [
             (|p| p.variants[0].state[0].place.offset = 1 << 40, "does not fit"),
             (|p| p.variants[0].state[0].place.offset = 8, "does not fit"),
             (|p| p.variants[1].state[1].shape = vec![usize::MAX, 9], "does not fit"),
@@ -378,6 +387,13 @@ mod tests {
             (
                 |p| p.variants[0].kernels.last_mut().unwrap().builtin = Some(Builtin::Quantile { n: 1 << 40, q: 1.0 }),
                 "quantile",
+            ),
+            (
+                |p| {
+                    let round = Builtin::FeedbackRound { rows: 1, n: 2, low: -1.0, high: 1.0 };
+                    p.variants[0].kernels.last_mut().unwrap().builtin = Some(round);
+                },
+                "rounding with feedback",
             ),
         ];
         for (change, why) in breaks {

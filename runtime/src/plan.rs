@@ -210,7 +210,7 @@ pub struct Call {
 pub struct Kernel {
     /// Linker symbol stem, or the name of a runtime built-in when [`Kernel::builtin`].
     pub symbol: String,
-    /// Family for `bench` and `--explain`: `gemm`, `pack`, `row`, `attend`, `attend_grad`, `scatter`, `host`.
+    /// Family for `bench` and `--explain`: `gemm`, `pack`, `row`, `attend`, `attend_grad`, `scatter`, `quantile`, `feedback`.
     pub family: String,
     /// Work of one call, floating-point operations.
     pub flops: u64,
@@ -308,7 +308,23 @@ pub enum Builtin {
         /// In [0, 1].
         q: f64,
     },
+    /// args: w f32 \[rows, n\], scale f32 \[rows\], order i32 \[n\] (a permutation of 0..n), upper f32 \[n, n\], out f32 \[rows, n\]; one task per
+    /// [`FEEDBACK_ROWS`] rows. Codes of w in units of scale, the columns visited in this order and the error of each fed to the later ones
+    /// ([`crate::quant::feedback`]).
+    FeedbackRound {
+        /// Rows.
+        rows: u64,
+        /// Columns.
+        n: u64,
+        /// Least code.
+        low: f32,
+        /// Largest code.
+        high: f32,
+    },
 }
+
+/// Rows of a task of [`Builtin::FeedbackRound`].
+pub const FEEDBACK_ROWS: u64 = 16;
 
 /// A graph as a list of launches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

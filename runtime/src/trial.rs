@@ -20,6 +20,8 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// [`Content::Random`] without signs.
     Magnitudes(u32),
+    /// A square matrix of f32, [`upper`].
+    Upper,
 }
 
 /// An argument or temporary.
@@ -46,6 +48,7 @@ impl Argument {
                 bytes
             }
             Content::Bytes(bytes) => bytes.clone(),
+            Content::Upper => upper(elements, &stream(seed, index)),
         }
     }
 }
@@ -159,6 +162,24 @@ pub fn magnitudes(dtype: DType, bytes: &mut [u8]) {
     if matches!(dtype, DType::F32 | DType::Bf16 | DType::F16) {
         bytes.chunks_mut(dtype.bytes()).for_each(|x| x[dtype.bytes() - 1] &= 0x7f);
     }
+}
+
+/// An upper triangular matrix of f32, row-major, with so many elements in all: diagonal about 1, the rest so small that a sum over a column stays below 1. Below the
+/// diagonal: NaN.
+pub fn upper(elements: usize, stream: &Stream) -> Vec<u8> {
+    let n = elements.isqrt().max(1);
+    let small = 0.5 / (1u32 << n.ilog2().div_ceil(2)) as f32;
+    let mut bytes = fill(DType::F32, elements, 1, stream);
+    for (i, x) in bytes.chunks_exact_mut(4).enumerate() {
+        let drawn = f32::from_le_bytes([x[0], x[1], x[2], x[3]]);
+        let value = match (i % n).cmp(&(i / n)) {
+            std::cmp::Ordering::Less => f32::NAN,
+            std::cmp::Ordering::Equal => 1.0 + drawn / 4.0,
+            std::cmp::Ordering::Greater => drawn * small,
+        };
+        x.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// An element as f64.

@@ -9,6 +9,7 @@
 //! [`Graph`] over the kernel's own axes, so there is one semantics (the graph interpreter's) for everything that is fused.
 
 pub mod attend;
+pub mod feedback;
 pub mod gemm;
 pub mod gpu;
 pub mod quantile;
@@ -76,6 +77,7 @@ impl Target {
     pub fn builtin(self, kernel: &Kernel) -> Option<golf_runtime::plan::Builtin> {
         match (self, kernel) {
             (Target::Cpu, Kernel::Quantile(k)) => Some(golf_runtime::plan::Builtin::Quantile { n: k.n as u64, q: k.q }),
+            (Target::Cpu, Kernel::Feedback(k)) => Some(k.builtin()),
             _ => None,
         }
     }
@@ -129,6 +131,8 @@ pub enum Kernel {
     Scatter(scatter::Scatter),
     /// Quantiles of rows.
     Quantile(quantile::Quantile),
+    /// Rounding with feedback.
+    Feedback(feedback::Feedback),
 }
 
 impl Kernel {
@@ -143,6 +147,7 @@ impl Kernel {
             },
             Kernel::Scatter(_) => "scatter",
             Kernel::Quantile(_) => "quantile",
+            Kernel::Feedback(_) => "feedback",
         }
     }
 
@@ -150,7 +155,9 @@ impl Kernel {
     pub fn code(&self) -> Kernel {
         match self {
             Kernel::Row(k) => Kernel::Row(k.code()),
-            Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => self.clone(),
+            Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => {
+                self.clone()
+            }
         }
     }
 
@@ -185,7 +192,7 @@ impl Kernel {
         match self {
             Kernel::Row(k) => k.check().and_then(|()| row::lower::lower(k).map(|_| ())),
             Kernel::Attend(k) => k.check(),
-            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => Ok(()),
+            Kernel::Gemm(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => Ok(()),
         }
     }
 
@@ -197,6 +204,7 @@ impl Kernel {
             Kernel::Attend(k) => k.launches(),
             Kernel::Scatter(k) => k.launches(),
             Kernel::Quantile(k) => k.launches(),
+            Kernel::Feedback(k) => k.launches(),
         }
     }
 
@@ -205,7 +213,7 @@ impl Kernel {
         match self {
             Kernel::Gemm(k) => k.temps(),
             Kernel::Attend(k) => k.temps(),
-            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => Vec::new(),
+            Kernel::Row(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => Vec::new(),
         }
     }
 
@@ -227,6 +235,7 @@ impl Kernel {
                 vec![Access::Read, Access::Read, if k.accumulate { Access::Update } else { Access::Write }]
             }
             Kernel::Quantile(_) => vec![Access::Read, Access::Write],
+            Kernel::Feedback(_) => vec![Access::Read, Access::Read, Access::Read, Access::Read, Access::Write],
         }
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn kernel(k: &Kernel) -> String {
             k.accumulate
         ),
         Kernel::Quantile(k) => writeln!(out, "quantile rows={} n={} q={:?}", k.rows, k.n, k.q),
+        Kernel::Feedback(k) => writeln!(out, "feedback rows={} n={} low={:?} high={:?}", k.rows, k.n, k.low, k.high),
     };
     out
 }

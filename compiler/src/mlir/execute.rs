@@ -12,9 +12,10 @@ use super::tier::Tier;
 use crate::graph::interpret::{Contents, Tensor};
 use crate::graph::ir::{AxisId, BufferId, BufferKind};
 use crate::kernel::Kernel;
-use crate::kernel::quantile::Quantile;
 use crate::schedule::reference::Heap;
 use crate::schedule::{self, Scheduled};
+use golf_runtime::plan::FEEDBACK_ROWS;
+use golf_runtime::quant::feedback;
 
 /// Time of one step of a schedule, by entry.
 pub type StepTimes = Vec<(&'static str, Duration)>;
@@ -65,8 +66,7 @@ impl<'s> Executable<'s> {
         for (i, step) in s.steps.iter().enumerate() {
             let args: Vec<(usize, u64)> = step.args.iter().map(|a| (number[&a.memory], a.offset)).collect();
             let mut time = StepTimes::new();
-            if let Kernel::Quantile(k) = &step.kernel {
-                quantile(k, &mut memory, &args);
+            if builtin(&step.kernel, &mut memory, &args) {
                 times.push(time);
                 continue;
             }
@@ -90,12 +90,31 @@ impl<'s> Executable<'s> {
     }
 }
 
-/// What the runtime does for this kernel.
-fn quantile(k: &Quantile, memory: &mut Memory, args: &[(usize, u64)]) {
-    let (from, to) = (args[0], args[1]);
-    let x = &memory.buffers[from.0].bytes()[from.1 as usize..];
-    let mut x: Vec<f32> = x.chunks_exact(4).take(k.rows * k.n).map(bytemuck::pod_read_unaligned).collect();
-    let out: Vec<f32> = x.chunks_exact_mut(k.n).map(|row| golf_runtime::host::quantile(row, k.q)).collect();
+/// Does what the runtime does for this kernel; false: it is generated code's.
+fn builtin(kernel: &Kernel, memory: &mut Memory, args: &[(usize, u64)]) -> bool {
+    let words = |arg: usize, n: usize| -> Vec<[u8; 4]> {
+        let (segment, offset) = args[arg];
+        memory.buffers[segment].bytes()[offset as usize..].as_chunks().0[..n].to_vec()
+    };
+    let floats = |arg, n| -> Vec<f32> { words(arg, n).into_iter().map(f32::from_le_bytes).collect() };
+    let out = match kernel {
+        Kernel::Quantile(k) => {
+            let mut x = floats(0, k.rows * k.n);
+            x.chunks_exact_mut(k.n).map(|row| golf_runtime::host::quantile(row, k.q)).collect()
+        }
+        Kernel::Feedback(k) => {
+            let (w, scale, upper) = (floats(0, k.rows * k.n), floats(1, k.rows), floats(3, k.n * k.n));
+            let order: Vec<i32> = words(2, k.n).into_iter().map(i32::from_le_bytes).collect();
+            let (mut values, mut out) = (vec![Default::default(); k.n], vec![0.0; w.len()]);
+            let (group, bounds) = (FEEDBACK_ROWS as usize, (k.low, k.high));
+            let tasks = w.chunks(group * k.n).zip(scale.chunks(group)).zip(out.chunks_mut(group * k.n));
+            tasks.for_each(|((w, scale), out)| feedback::round(w, scale, &order, &upper, bounds, &mut values, out));
+            out
+        }
+        Kernel::Row(_) | Kernel::Gemm(_) | Kernel::Attend(_) | Kernel::Scatter(_) => return false,
+    };
     let bytes = bytemuck::cast_slice(&out);
-    memory.buffers[to.0].bytes_mut()[to.1 as usize..][..bytes.len()].copy_from_slice(bytes);
+    let (segment, offset) = args[args.len() - 1];
+    memory.buffers[segment].bytes_mut()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    true
 }

@@ -101,7 +101,7 @@ impl Tier {
             Kernel::Row(r) => {
                 r.graph.effects.iter().any(|e| r.graph.buffers[e.buffer.0 as usize].ty.dtype == DType::Bf16)
             }
-            Kernel::Scatter(_) | Kernel::Quantile(_) => false,
+            Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => false,
         };
         if own { self } else { Tier::V3 }
     }

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Scatter,
     /// A host routine.
     Quantile,
+    /// Rounding with feedback.
+    Feedback,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             Kind::Attend => "attend",
             Kind::Scatter => "scatter",
             Kind::Quantile => "quantile",
+            Kind::Feedback => "feedback",
         }
     }
 }
@@ -269,7 +272,9 @@ impl<'a> Walk<'a> {
                 None
             }
             Kind::Gemm { frame, .. } => Some(frame.as_ref()),
-            Kind::Attend | Kind::Scatter | Kind::Quantile => return Err(refuse(n, "this family fuses nothing")),
+            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {
+                return Err(refuse(n, "this family fuses nothing"));
+            }
         };
         let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
         // These look at other rows, so their operand has to be in memory.

@@ -35,7 +35,7 @@ fn body(k: &Kernel) -> Option<&Graph> {
     match k {
         Kernel::Row(k) => Some(&k.graph),
         Kernel::Gemm(k) => Some(&k.epilogue),
-        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => None,
+        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
     }
 }
 
@@ -43,7 +43,7 @@ fn body_mut(k: &mut Kernel) -> Option<&mut Graph> {
     match k {
         Kernel::Row(k) => Some(&mut k.graph),
         Kernel::Gemm(k) => Some(&mut k.epilogue),
-        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => None,
+        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
     }
 }
 
@@ -92,7 +92,7 @@ fn read_constants(step: &mut Step, places: &[usize]) {
                 let batch = vec![0; k.batch.len()];
                 k.args.push(EpilogueArg { offset: 0, batch, m: 0, n: 0 });
             }
-            Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) => {}
+            Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => {}
         }
     }
 }

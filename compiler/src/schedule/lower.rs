@@ -10,7 +10,7 @@ use super::layout::{View, axes, buffer_of, dense, numel, size};
 use super::prepare::attend_axes;
 use super::store::Body;
 use crate::graph::ir::{Attend, AttendArg, AxisId, BufferId, DType, Effect, EffectMode, Graph, Node, NodeId, Op};
-use crate::kernel::{Kernel, attend, quantile, scatter};
+use crate::kernel::{Kernel, attend, feedback, quantile, scatter};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Byte alignment of every argument pointer.
@@ -157,6 +157,7 @@ impl Lower<'_, '_> {
             Kind::Attend => self.attend(i),
             Kind::Scatter => self.scatter(i),
             Kind::Quantile => self.quantile(i),
+            Kind::Feedback => self.feedback(i),
         }
     }
 
@@ -403,6 +404,24 @@ impl Lower<'_, '_> {
         let rows = numel(g, axes(g, n));
         let kernel = Kernel::Quantile(quantile::Quantile { rows, n: size(g, *axis), q: q.get() });
         let args = vec![self.whole(node.args[0])?, Slot { memory: self.value(n), offset: 0 }];
+        let mut lowered = self.finish(i, kernel, args);
+        lowered.nodes = vec![n];
+        Ok(lowered)
+    }
+
+    fn feedback(&mut self, i: usize) -> Result<Lowered, String> {
+        let g = self.c.g();
+        let n = self.homed(i)[0];
+        let node = &g.nodes[n.0 as usize];
+        let Op::FeedbackRound { axis, low, high } = &node.op else {
+            return Err("does not round with feedback".to_string());
+        };
+        let columns = size(g, *axis);
+        let rows = numel(g, axes(g, n)) / columns;
+        let (low, high) = (low.get() as f32, high.get() as f32);
+        let kernel = Kernel::Feedback(feedback::Feedback { rows, n: columns, low, high });
+        let mut args = node.args.iter().map(|a| self.whole(*a)).collect::<Result<Vec<_>, _>>()?;
+        args.push(Slot { memory: self.value(n), offset: 0 });
         let mut lowered = self.finish(i, kernel, args);
         lowered.nodes = vec![n];
         Ok(lowered)

@@ -183,6 +183,7 @@ impl Prepare {
                 self.layouts.storage.insert(id, DType::F32);
                 Ok(id)
             }
+            Op::FeedbackRound { axis, .. } => self.feedback(node, *axis, args),
             Op::Merge(from, _) if !self.merges(args[0], from) => {
                 // The merged axes have to be neighbours in memory.
                 let mut order: Vec<_> = self.b.axes(args[0]).iter().copied().filter(|a| !from.contains(a)).collect();
@@ -448,6 +449,22 @@ impl Prepare {
             return Ok(x);
         }
         self.store(x, want, dtype)
+    }
+
+    /// Weights, factor and result with the columns innermost, everything in f32 (scales are often kept narrower).
+    fn feedback(&mut self, node: &Node, axis: AxisId, mut args: Vec<NodeId>) -> Made {
+        let without = |x: NodeId| -> Vec<AxisId> { self.b.axes(x).iter().copied().filter(|a| *a != axis).collect() };
+        let (rows, visits) = (without(args[0]), without(args[3]));
+        let columns = [&rows[..], &[axis]].concat();
+        let orders = [columns.clone(), rows, vec![axis], [&[axis], &visits[..]].concat()];
+        for (i, order) in orders.into_iter().enumerate() {
+            let dtype = if i == 2 { DType::I32 } else { DType::F32 };
+            args[i] = self.attend_operand(args[i], order, dtype, true, (&[], &[], &[]))?;
+        }
+        let id = self.b.push(node.op.clone(), &args, None)?;
+        self.layouts.order.insert(id, columns);
+        self.layouts.storage.insert(id, DType::F32);
+        Ok(id)
     }
 
     fn scatter(&mut self, index: NodeId, src: NodeId, axis: AxisId) -> Made {

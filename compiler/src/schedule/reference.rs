@@ -9,6 +9,7 @@ use crate::graph::interpret::{Contents, Options, Tensor, values};
 use crate::graph::ir::{AxisId, DType, EffectMode, Graph, Op};
 use crate::graph::scalar;
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
+use crate::kernel::feedback::Feedback;
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::row::Row;
 use crate::kernel::scatter::Scatter;
@@ -158,6 +159,7 @@ pub fn kernel(k: &Kernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
         },
         Kernel::Scatter(k) => scatter(k, args, heap),
         Kernel::Quantile(k) => quantile(k.rows, k.n, k.q, args, heap),
+        Kernel::Feedback(k) => feedback(k, args, heap),
     }
 }
 
@@ -451,6 +453,33 @@ fn quantile(rows: usize, n: usize, q: f64, args: &[Pointer], heap: &mut Heap) ->
         let next = xs[(low as usize + 1).min(n - 1)];
         let x = xs[low as usize] + (next - xs[low as usize]) * (at - low);
         heap.store(args[1], DType::F32, row as i64, x)?;
+    }
+    Ok(())
+}
+
+/// Row by row, in f32 and not in f64: codes are decisions, one that falls the other way changes all later ones, and which way a near tie falls is the f32 operations'
+/// business. Their order is part of the family's description, so this agrees in every bit.
+fn feedback(k: &Feedback, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
+    let [w, scale, order, upper, out] = args else { return Err("five arguments".to_string()) };
+    let column = |heap: &Heap, j: usize| -> Outcome<i64> {
+        Ok((heap.load(*order, DType::I32, j as i64)? as i64).clamp(0, k.n as i64 - 1))
+    };
+    let float = |heap: &Heap, p: &Pointer, i: i64| heap.load(*p, DType::F32, i).map(|x| x as f32);
+    for row in 0..k.rows as i64 {
+        let start = row * k.n as i64;
+        let step = float(heap, scale, row)?;
+        let mut left = (0..k.n).map(|j| float(heap, w, start + column(heap, j)?)).collect::<Outcome<Vec<f32>>>()?;
+        for j in 0..k.n {
+            let factor = |k_: usize| float(heap, upper, (j * k.n + k_) as i64);
+            let code = (left[j] / step).round_ties_even().clamp(k.low, k.high);
+            let product = code * step;
+            let error = (left[j] - product) / factor(j)?;
+            for (i, x) in left.iter_mut().enumerate().skip(j + 1) {
+                let product = error * factor(i)?;
+                *x -= product;
+            }
+            heap.store(*out, DType::F32, start + column(heap, j)?, f64::from(code))?;
+        }
     }
     Ok(())
 }

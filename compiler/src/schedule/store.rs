@@ -236,7 +236,7 @@ impl<'c, 'p> Store<'c, 'p> {
                 body.finishes = uses.iter().filter(|(_, u)| matches!(u, Use::Partial(_))).map(|(n, _)| *n).collect();
                 (body.uses, body.order, body.digits) = (uses, order, digits);
             }
-            Kind::Attend | Kind::Scatter | Kind::Quantile => {}
+            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {}
         }
         body.reads.extend(operands(self.c, c, &self.homed[c]).into_iter().map(|v| v.base));
         body.cost = self.cost(&body);
@@ -419,6 +419,6 @@ pub(super) fn operands(c: &Clusters<'_>, cluster: usize, homed: &[NodeId]) -> Ve
     match &c.list[cluster].kind {
         Kind::Row { .. } => Vec::new(),
         Kind::Gemm { frame, .. } => vec![frame.a.clone(), frame.b.clone()],
-        Kind::Attend | Kind::Scatter | Kind::Quantile => homed.iter().flat_map(of).collect(),
+        Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => homed.iter().flat_map(of).collect(),
     }
 }

@@ -27,8 +27,8 @@ pub struct Tolerance {
 impl Tolerance {
     /// For an output of a kernel stored in `dtype`.
     pub fn of(kernel: &Kernel, dtype: DType) -> Tolerance {
-        if let Kernel::Quantile(_) = kernel {
-            // A choice and one rounding.
+        if let Kernel::Quantile(_) | Kernel::Feedback(_) = kernel {
+            // A choice and one rounding; decisions of f32 operations in a stated order.
             return Tolerance { relative: 0.0, absolute: 0.0 };
         }
         let relative = match dtype {
@@ -124,6 +124,9 @@ impl Trial {
         if let Kernel::Gemm(g) = kernel {
             symmetric(g, &mut args);
         }
+        if let Kernel::Feedback(_) = kernel {
+            triangle(seed, &mut args);
+        }
         if let Kernel::Attend(a) = kernel {
             documents(a, seed, &mut args);
             forward_of(a, &mut args)?;
@@ -151,7 +154,8 @@ impl Trial {
                 return argument(trial::Content::Poison);
             }
             let bound = s.bound as u32;
-            let drawn = [trial::Content::Random(bound), trial::Content::Magnitudes(bound)].map(argument);
+            let drawn =
+                [trial::Content::Random(bound), trial::Content::Magnitudes(bound), trial::Content::Upper].map(argument);
             let drawn = drawn.into_iter().find(|a| a.bytes(seed, i) == self.args[i]);
             drawn.unwrap_or_else(|| argument(trial::Content::Bytes(self.args[i].clone())))
         };
@@ -297,7 +301,26 @@ fn shapes(kernel: &Kernel) -> Vec<Shape> {
             let floats = |elements| Shape { dtype: DType::F32, elements, bound: 1 };
             vec![floats(k.rows * k.n), floats(k.rows)]
         }
+        Kernel::Feedback(k) => {
+            let floats = |elements| Shape { dtype: DType::F32, elements, bound: 1 };
+            let order = Shape { dtype: DType::I32, elements: k.n, bound: k.n };
+            vec![floats(k.rows * k.n), floats(k.rows), order, floats(k.n * k.n), floats(k.rows * k.n)]
+        }
     }
+}
+
+/// Arguments of rounding with feedback as quantisers have them: scales that leave most weights inside the codes' range, an order that visits each column once, a
+/// factor that lets errors fade.
+fn triangle(seed: u64, args: &mut [Vec<u8>]) {
+    let float = |x: &[u8]| f32::from_le_bytes([x[0], x[1], x[2], x[3]]);
+    args[1].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&(float(x).abs() / 16.0).to_le_bytes()));
+    // Each column swapped with an earlier one.
+    let mut order: Vec<i32> = (0..args[2].len() as i32 / 4).collect();
+    for (j, drawn) in args[2].chunks_exact(4).enumerate() {
+        order.swap(j, u32::from_le_bytes([drawn[0], drawn[1], drawn[2], drawn[3]]) as usize % (j + 1));
+    }
+    args[2] = order.iter().flat_map(|c| c.to_le_bytes()).collect();
+    args[3] = trial::upper(args[3].len() / 4, &trial::stream(seed, 3));
 }
 
 /// Elements from the pointer to the last one, of sizes and strides.
@@ -437,6 +460,32 @@ mod tests {
         after[2][7 * 4 + 3] ^= 1;
         assert!(t.compare(&after).unwrap_err().contains("element 7"));
         assert!(packed.expected[0].compare(packed.arguments[2].dtype, &after[2]).is_err());
+    }
+
+    /// Packed, the factor is drawn again where the trial runs: it would be most of an executable.
+    #[test]
+    fn arguments_of_rounding_with_feedback_are_a_quantisers() {
+        let kernel = Kernel::Feedback(crate::kernel::feedback::Feedback { rows: 3, n: 17, low: -31.0, high: 31.0 });
+        let t = Trial::new(&kernel, 5).unwrap();
+        let packed = t.pack(&kernel, Target::Gpu(crate::kernel::gpu::Arch::Sm80), (5, 0));
+        for (i, a) in packed.arguments.iter().enumerate() {
+            assert_eq!(a.bytes(5, i), t.args[i], "argument {i}");
+        }
+        assert_eq!(packed.arguments[3].content, trial::Content::Upper);
+        let mut columns: Vec<_> = t.args[2].chunks(4).map(|c| c[0]).collect();
+        assert!(!columns.is_sorted());
+        columns.sort_unstable();
+        assert_eq!(columns, (0..17).collect::<Vec<u8>>());
+        for (i, x) in t.args[3].chunks(4).enumerate() {
+            let (x, above) = (trial::element(golf_runtime::plan::DType::F32, x), (i % 17).cmp(&(i / 17)));
+            assert!(if above.is_lt() {
+                x.is_nan()
+            } else if above.is_eq() {
+                (0.75..1.25).contains(&x)
+            } else {
+                x.abs() < 0.25
+            });
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@ use super::code::Code;
 use super::memory::{Block, Memory, address};
 use super::pool::Pool;
 use crate::error::{Error, Result};
-use crate::plan::{Builtin, Call, Segment, Variant};
+use crate::plan::{Builtin, Call, FEEDBACK_ROWS, Segment, Variant};
+use crate::quant::feedback::{self, Lanes};
 
 /// What a kernel has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,6 +167,11 @@ impl Launcher {
                     unsafe { quantile(args, n, q, task as usize, private[thread].start().cast()) }
                 });
             }
+            (Some(builtin @ Builtin::FeedbackRound { .. }), _) => self.pool.run(call.tasks, &|thread, task| {
+                // SAFETY: the plan promises arguments of the sizes that the built-in says (checked when it was loaded) and one task per group of rows;
+                // groups are disjoint; the scratch has room for one group.
+                unsafe { feedback_round(args, builtin, task as usize, private[thread].start().cast()) }
+            }),
             (None, Some(entry)) => self.pool.run(call.tasks, &|thread, task| {
                 // SAFETY: `Code::new`'s caller promised that this is sound for tasks of this call.
                 unsafe { entry(task, args.pointers(), private[thread].start()) }
@@ -179,6 +185,7 @@ impl Launcher {
 fn builtin_scratch(builtin: Option<&Builtin>) -> u64 {
     match builtin {
         Some(Builtin::Quantile { n, .. }) => n * 4,
+        Some(Builtin::FeedbackRound { n, .. }) => n * std::mem::size_of::<Lanes>() as u64,
         None => 0,
     }
 }
@@ -195,4 +202,83 @@ unsafe fn quantile(args: &Args<'_>, n: usize, q: f64, row: usize, scratch: *mut 
     };
     copy.copy_from_slice(x);
     *out = crate::host::quantile(copy, q);
+}
+
+/// Group `task` of the rows of a [`Builtin::FeedbackRound`]; other built-ins: nothing.
+///
+/// # Safety
+/// `args` are w f32 \[rows, n\], scale f32 \[rows\], order i32 \[n\], upper f32 \[n, n\] and out f32 \[rows, n\]; the task has rows, and these of out are used
+/// by nobody else; `scratch` has n [`Lanes`].
+unsafe fn feedback_round(args: &Args<'_>, builtin: &Builtin, task: usize, scratch: *mut Lanes) {
+    let &Builtin::FeedbackRound { rows, n, low, high } = builtin else { return };
+    let (rows, n) = (rows as usize, n as usize);
+    let first = task * FEEDBACK_ROWS as usize;
+    let mine = (rows - first).min(FEEDBACK_ROWS as usize);
+    let [w, scale, order, upper, out] = [0, 1, 2, 3, 4].map(|i| args.0[i].cast::<f32>());
+    // SAFETY: the caller's promise; segments are 64-byte aligned and so are places and scratch.
+    unsafe {
+        use std::slice::{from_raw_parts, from_raw_parts_mut};
+        feedback::round(
+            from_raw_parts(w.add(first * n), mine * n),
+            from_raw_parts(scale.add(first), mine),
+            from_raw_parts(order.cast::<i32>(), n),
+            from_raw_parts(upper, n * n),
+            (low, high),
+            from_raw_parts_mut(scratch, n),
+            from_raw_parts_mut(out.add(first * n), mine * n),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::toy::{self, Toy};
+    use crate::plan::{GraphPlan, Place};
+
+    /// A group of 16 rows and one of 3, on two threads, against the routine called for each row alone.
+    #[test]
+    fn rounding_with_feedback_takes_rows_in_groups() {
+        let (rows, n) = (19, 5);
+        let w: Vec<f32> = (0..rows * n).map(|i| (i * 37 % 101) as f32 / 10.0 - 5.0).collect();
+        let scale: Vec<f32> = (0..rows).map(|i| 0.25 + i as f32 / 8.0).collect();
+        let order = [3, 0, 4, 1, 2];
+        let upper: Vec<f32> =
+            (0..n * n).map(|i| if i % n < i / n { f32::NAN } else { 1.0 - i as f32 / 40.0 }).collect();
+
+        let mut code = toy::load(&Toy::default()).unwrap();
+        let variant = &mut code.program.variants[0];
+        let kernel = variant.kernels.len() - 1;
+        let builtin = Builtin::FeedbackRound { rows: rows as u64, n: n as u64, low: -7.0, high: 7.0 };
+        variant.kernels[kernel].builtin = Some(builtin);
+        let lengths = [w.len(), rows, n, n * n, w.len()];
+        let mut scratch = 0;
+        let mut place = |n: &usize| {
+            let place = Place { segment: Segment::Scratch, offset: scratch };
+            scratch += (n * 4).next_multiple_of(64) as u64;
+            place
+        };
+        let args: Vec<_> = lengths.iter().map(&mut place).collect();
+        let call = Call { kernel: kernel as u32, tasks: 2, args: args.clone(), after: Vec::new() };
+        let graph = GraphPlan { name: "round".into(), calls: vec![call], inputs: vec![], outputs: vec![], scratch };
+        // No other graph of the toy has sizes for its last kernel now.
+        variant.graphs = vec![graph];
+
+        let mut launcher = Launcher::new(Arc::new(code), 0, 0, 2).unwrap();
+        let given = [&w[..], &scale, &order.map(|c| f32::from_bits(c as u32)), &upper];
+        for (values, at) in given.iter().zip(&args) {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect();
+            launcher.memory_mut().bytes_mut(*at, bytes.len()).copy_from_slice(&bytes);
+        }
+        launcher.run(0);
+        let mut expected = vec![0.0; w.len()];
+        for (r, out) in expected.chunks_mut(n).enumerate() {
+            let (w, scale) = (&w[r * n..][..n], &scale[r..=r]);
+            feedback::round(w, scale, &order, &upper, (-7.0, 7.0), &mut [[0.0; 16]; 5], out);
+        }
+        let found = launcher.memory().bytes(args[4], w.len() * 4);
+        let found: Vec<_> = found.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        assert_eq!(found, expected);
+        assert!(found.iter().any(|q| q.abs() == 7.0) && found.iter().any(|q| (1.0..7.0).contains(&q.abs())));
+    }
 }

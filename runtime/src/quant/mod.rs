@@ -3,5 +3,6 @@
 pub mod artifact;
 pub mod calibrate;
 pub mod command;
+pub mod feedback;
 pub mod inverse;
 pub mod pack;

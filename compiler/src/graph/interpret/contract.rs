@@ -118,7 +118,7 @@ impl Eval<'_> {
         for (row, scale) in w.data.chunks_exact_mut(n).zip(&scale.data) {
             for (j, c) in order.iter().enumerate() {
                 let step = &upper.data[j * n..(j + 1) * n];
-                let q = libm::fmin(libm::fmax(libm::rint(row[*c] / scale), low), high);
+                let q = libm::rint(row[*c] / scale).clamp(low, high);
                 let e = (row[*c] - q * scale) / step[j];
                 row[*c] = q;
                 order[j + 1..].iter().zip(&step[j + 1..]).for_each(|(k, u)| row[*k] -= e * u);

@@ -5,6 +5,7 @@
 //! in `gemm` and `attend` for Hopper, in `gemm::mma` and `attend::mma` for all others.
 
 pub mod attend;
+pub mod feedback;
 pub mod gemm;
 pub mod library;
 pub mod quantile;
@@ -59,6 +60,7 @@ pub fn check(arch: Arch, kernel: &Kernel) -> Result<(), String> {
         (Kernel::Attend(k), _) => attend::check(k)?,
         (Kernel::Scatter(k), _) => scatter::check(k)?,
         (Kernel::Quantile(k), _) => quantile::check(k)?,
+        (Kernel::Feedback(k), _) => feedback::check(k)?,
     }
     let (limit, name) = (arch.shared_limit(), arch.name());
     let most = launches(arch, kernel).iter().filter_map(|l| l.gpu.as_ref()).map(|g| g.shared).max().unwrap_or(0);
@@ -79,6 +81,7 @@ pub fn launches(arch: Arch, kernel: &Kernel) -> Vec<Launch> {
         (Kernel::Attend(k), Arch::Sm80) => attend::mma::launches(k),
         (Kernel::Scatter(k), _) => scatter::launches(k),
         (Kernel::Quantile(k), _) => quantile::launches(k),
+        (Kernel::Feedback(k), _) => feedback::launches(k),
     }
 }
 
@@ -91,6 +94,6 @@ pub fn temps(arch: Arch, kernel: &Kernel) -> Vec<u64> {
         (Kernel::Attend(k), _) => attend::temps(k),
         (Kernel::Row(k), _) => row::temps(k),
         (Kernel::Scatter(k), _) => scatter::temps(k),
-        (Kernel::Quantile(_), _) => Vec::new(),
+        (Kernel::Quantile(_) | Kernel::Feedback(_), _) => Vec::new(),
     }
 }

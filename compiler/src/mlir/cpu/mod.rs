@@ -24,6 +24,6 @@ pub fn emit(unit: &Unit, kernel: &Kernel, tier: Tier) -> Result<(), String> {
         Kernel::Gemm(g) => gemm::emit(unit, kernel, g, tier),
         Kernel::Row(k) => row::emit(unit, k, &|entry| symbol(kernel, entry, tier)),
         Kernel::Scatter(k) => scatter::emit(unit, k, &|entry| symbol(kernel, entry, tier)),
-        Kernel::Quantile(k) => Err(format!("{k:?} is done by the runtime, not generated")),
+        Kernel::Quantile(_) | Kernel::Feedback(_) => Err(format!("{kernel:?} is done by the runtime, not generated")),
     }
 }

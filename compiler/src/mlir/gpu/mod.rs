@@ -5,6 +5,7 @@
 //! that [`crate::kernel::gpu`] lists, named by [`symbol`], and MLIR that means the same on the emulator and on the hardware.
 
 pub mod attend;
+pub mod feedback;
 pub mod gemm;
 pub mod ops;
 pub mod quantile;
@@ -36,5 +37,6 @@ pub fn emit(unit: &Unit, arch: Arch, kernel: &Kernel) -> Result<(), String> {
         (Kernel::Row(k), _) => row::emit(unit, k, &name),
         (Kernel::Scatter(k), _) => scatter::emit(unit, k, &name),
         (Kernel::Quantile(k), _) => quantile::emit(unit, k, &name),
+        (Kernel::Feedback(k), _) => feedback::emit(unit, k, &name),
     }
 }

@@ -6,6 +6,7 @@ use super::ops::*;
 use crate::graph::ir::DType;
 use crate::kernel::Kernel;
 use crate::kernel::attend::Pass;
+use crate::kernel::feedback::Feedback;
 use crate::kernel::gpu::Arch;
 use crate::kernel::row::samples::{self, Sizes};
 use crate::kernel::scatter::Scatter;
@@ -202,6 +203,7 @@ fn kernels_read_as_meant() {
         "scatter",
         Kernel::Scatter(Scatter { rows: 4096, width: 64, size: 16, src: DType::Bf16, accumulate: true }),
     );
+    outlines("feedback", Kernel::Feedback(Feedback { rows: 512, n: 2048, low: -31.0, high: 31.0 }));
     let mut g = gemm(1, (256, 256, 128), (true, false), DType::F32);
     g.cut = Some("128x128-turns".parse().unwrap());
     outlines("gemm_turns", Kernel::Gemm(g.clone()));

@@ -65,7 +65,7 @@ impl Fuse<'_> {
                 Digits::new()
             }
             Kind::Gemm { .. } => self.epilogue_digits(n, c)?,
-            Kind::Attend | Kind::Scatter | Kind::Quantile => {
+            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {
                 return Err(refuse("comes from a kernel that fuses nothing"));
             }
         };

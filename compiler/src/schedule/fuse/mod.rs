@@ -138,9 +138,7 @@ impl Fuse<'_> {
             Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..) => self.attend(n),
             Op::ScatterAdd(_) => self.anchor(n, Kind::Scatter).map(|_| ()),
             Op::Quantile(..) => self.anchor(n, Kind::Quantile).map(|_| ()),
-            Op::FeedbackRound { .. } => {
-                Err(Refusal { node: n, why: "no kernel family rounds with feedback".to_string() })
-            }
+            Op::FeedbackRound { .. } => self.anchor(n, Kind::Feedback).map(|_| ()),
             Op::Shift(..) => {
                 self.in_memory(node.args[0])?;
                 self.effect_home(n)

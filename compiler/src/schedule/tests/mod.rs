@@ -1,5 +1,6 @@
 //! Tests of the schedule: kernels run by their descriptions give what the interpreter gives for the whole graph.
 
+mod feedback;
 mod models;
 mod optim;
 mod plans;
