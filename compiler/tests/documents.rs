@@ -52,7 +52,16 @@ fn program(sets: &[&str]) -> Model {
 
 /// The training graph on `rows` rows.
 fn micro(m: &Model, rows: usize, precision: DType) -> Graph {
-    let sizes = Sizes { ranks: 1, seq: T, micro_rows: rows, window: T, score_rows: 1, adapt_rows: 1, adapt: false };
+    let sizes = Sizes {
+        ranks: 1,
+        seq: T,
+        micro_rows: rows,
+        window: T,
+        score_rows: 1,
+        adapt_rows: 1,
+        calibrate_rows: 0,
+        adapt: false,
+    };
     let a = assemble(m, &sizes, precision).unwrap_or_else(|e| panic!("{}", e.message));
     a.graphs.into_iter().find(|g| g.name == "train.micro").unwrap()
 }

@@ -22,7 +22,16 @@ fn tolerance(name: &str) -> f64 {
 }
 
 fn assembled(m: &Model) -> Assembly {
-    let sizes = Sizes { ranks: 1, seq: 64, micro_rows: 2, window: 64, score_rows: 2, adapt_rows: 2, adapt: true };
+    let sizes = Sizes {
+        ranks: 1,
+        seq: 64,
+        micro_rows: 2,
+        window: 64,
+        score_rows: 2,
+        adapt_rows: 2,
+        calibrate_rows: 0,
+        adapt: true,
+    };
     assemble(m, &sizes, DType::F32).unwrap_or_else(|e| panic!("{}", e.message))
 }
 

@@ -19,7 +19,16 @@ use golf_runtime::plan::PACK;
 use std::collections::BTreeSet;
 
 fn assembly() -> Assembly {
-    let sizes = Sizes { ranks: 1, seq: 128, micro_rows: 1, window: 128, score_rows: 1, adapt_rows: 1, adapt: true };
+    let sizes = Sizes {
+        ranks: 1,
+        seq: 128,
+        micro_rows: 1,
+        window: 128,
+        score_rows: 1,
+        adapt_rows: 1,
+        calibrate_rows: 0,
+        adapt: true,
+    };
     assemble(&model("vrl11", &S1016H), &sizes, DType::Bf16).unwrap_or_else(|e| panic!("{}", e.message))
 }
 

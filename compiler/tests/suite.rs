@@ -1,7 +1,7 @@
 //! Wrong programs and what golfc says about them: tests/suite/*.golf, each with several cases, against one snapshot per file.
 //!
-//! A case is `=== name` and a text, in which `@header`, `@model`, `@train`, `@quantize`, `@evaluate` and `@blocks` (the last three)
-//! stand for parts of a small right program, lines between `@body` and `@end` for a model that has them in the middle, and
+//! A case is `=== name` and a text, in which `@header` (`@plain`: without quantizers), `@model`, `@train`, `@quantize`,
+//! `@evaluate` and `@blocks` (the last three) stand for parts of a small right program, `@weighed` for a quantizer that takes inputs, lines between `@body` and `@end` for a model that has them in the middle, and
 //! `@set PATH=EXPR` for an override. Refresh with `INSTA_UPDATE=always cargo test --test suite`, and read the difference.
 
 mod common;
@@ -28,12 +28,22 @@ const TRAIN: &str =
 const QUANTIZE: &str = "quantize { int8 on all }\n";
 const EVALUATE: &str = "evaluate { data = stream(\"val_*.bin\"), window = 8, stride = 4 }\n";
 
+/// A quantizer that takes inputs.
+const WEIGHED: &str = "\
+quantizer weighed<R, C, K>(w: [R C], inputs: [C K]) {
+    let q = round(w) + 0 * sum(inputs)
+    (codes: cast(q, i8), scale: cast(1 + 0 * max(abs(w) over C), f16), dequant: q)
+}
+";
+
 /// The program of a case and its overrides.
 fn program(case: &str) -> (String, Vec<String>) {
     let (mut text, mut sets) = (String::new(), Vec::new());
     for line in case.lines() {
         match line.trim() {
             "@header" => text.push_str(HEADER),
+            "@plain" => text.push_str(&HEADER.replace(", quant", "")),
+            "@weighed" => text.push_str(WEIGHED),
             "@model" => text.push_str(&format!("{BEFORE}{AFTER}")),
             "@train" => text.push_str(TRAIN),
             "@quantize" => text.push_str(QUANTIZE),
@@ -107,13 +117,18 @@ fn settings() {
 }
 
 #[test]
+fn calibration() {
+    check("calibration");
+}
+
+#[test]
 fn overrides() {
     check("overrides");
 }
 
 #[test]
 fn every_code_of_the_language_occurs() {
-    let all: String = ["names", "calls", "values", "tensors", "parameters", "settings", "overrides"]
+    let all: String = ["names", "calls", "values", "tensors", "parameters", "settings", "calibration", "overrides"]
         .iter()
         .map(|file| std::fs::read_to_string(common::repository(&format!("tests/suite/{file}.snap"))).unwrap())
         .collect();

@@ -14,7 +14,7 @@ pub const PACK: &str = "pack.";
 /// Name of the graph that gathers what contractions read.
 pub const CALIBRATE: &str = "calibrate";
 
-/// What the names of the buffers that [`CALIBRATE`] fills begin with.
+/// What the names of the buffers that [`CALIBRATE`] fills begin with; the name of the first parameter that has it follows.
 pub const TAP: &str = "tap.";
 
 /// Raised whenever the layout of anything here changes.

@@ -134,14 +134,14 @@ pub(super) fn sizes(model: &Model, target: Target) -> Sizes {
     let (t, e) = (&model.train, &model.evaluate);
     let rows = (t.batch / u64::from(t.ranks) / u64::from(t.seq)).max(1) as usize;
     let fit = |len: usize| (micro_tokens(target) / len).max(1);
-    let micro_rows = (1..=fit(t.seq as usize).min(rows)).rev().find(|n| rows % n == 0).unwrap_or(1);
+    let divisor = |of: usize, most: usize| (1..=most.min(of)).rev().find(|n| of % n == 0).unwrap_or(1);
+    let micro_rows = divisor(rows, fit(t.seq as usize));
     let window = e.window as usize;
     let adapt_rows = match (&e.adapt, target) {
-        (Some(a), Target::Gpu(_)) => {
-            (1..=fit(window).min(a.batch as usize)).rev().find(|n| a.batch as usize % n == 0).unwrap_or(1)
-        }
+        (Some(a), Target::Gpu(_)) => divisor(a.batch as usize, fit(window)),
         _ => 1,
     };
+    let calibrate = model.quantize.calibrate.as_ref();
     Sizes {
         ranks: t.ranks,
         seq: t.seq as usize,
@@ -149,6 +149,7 @@ pub(super) fn sizes(model: &Model, target: Target) -> Sizes {
         window,
         score_rows: fit(window),
         adapt_rows,
+        calibrate_rows: calibrate.map_or(0, |c| divisor(c.sequences as usize, micro_rows)),
         adapt: e.adapt.is_some(),
     }
 }
@@ -173,9 +174,10 @@ impl Part {
     /// Schedules the graphs and lays out their memory.
     pub(super) fn plan(&self, model: &Model, tuning: &Tuning) -> Result<Planned, schedule::Error> {
         let s = &self.sizes;
-        let (train, score, adapt) = (s.micro_rows as u32, s.score_rows as u32, s.adapt_rows as u32);
+        let (train, score) = (s.micro_rows as u32, s.score_rows as u32);
+        let (adapt, calibrate) = (s.adapt_rows as u32, s.calibrate_rows as u32);
         let precision = if self.assembly.precision == DType::F32 { "f32" } else { "bf16" };
-        let kind = (precision, self.target, plan::Rows { train, score, adapt, calibrate: 0 });
+        let kind = (precision, self.target, plan::Rows { train, score, adapt, calibrate });
         schedule::plan::plan(kind, &self.assembly.graphs, &states(model, &self.assembly), tuning)
     }
 }
@@ -273,10 +275,12 @@ fn quantize(model: &Model, a: &Assembly) -> plan::Quantize {
         name: p.name.clone(),
         rule: model.pack_rule(i).to_string(),
         graph: a.packed[i].then(|| format!("{}{}", plan::PACK, p.name)),
-        inverse: None,
+        inverse: a.inverses[i].clone(),
     };
     let params = model.parameters.iter().enumerate().map(param).collect();
-    plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap, calibrate: None }
+    let calibrate =
+        q.calibrate.clone().map(|c| plan::Calibrate { data: c.data, sequences: c.sequences, reserve: c.reserve });
+    plan::Quantize { params, codec: q.codec.clone(), level: q.level, cap: q.cap, calibrate }
 }
 
 fn evaluate(model: &Model) -> plan::Evaluate {
@@ -350,6 +354,79 @@ mod tests {
         let odd = "quantizer odd<R, C>(w: [R C]) {\n    let turned = newton_schulz(w)\n    let scale = cast(1 / 31, f16) + 0 * cast(sum(w over C), f16)\n    \
                    let q = clamp(round(turned / scale), -31, 31)\n    (codes: cast(q, i8), scale: scale, dequant: q * scale)\n}";
         assert_eq!(packs(("", odd, "odd")), 0);
+    }
+
+    /// models/tiny.golf with calibrated quantisers.
+    #[test]
+    fn calibration_stands_in_the_plan() {
+        let text = include_str!("../../../models/tiny.golf");
+        let int6 = "int6 on matrices   { percentiles = [0.999, 0.9995, 0.9999, 0.99999, 1.0], floor = 1 / 31 }";
+        let head = "weighed on embeddings where name == \"tok_emb.weight\"";
+        let quantizer = "quantizer weighed<R, C, K>(w: [R C], inputs: [C K]; damp = 0.01) {\n    let scale = cast(max(abs(w) over C) / 31, f16)\n    \
+                         let q = round(w * inverse_factor(inputs, damp, true).live / scale)\n    (codes: cast(q, i8), scale: scale, dequant: q * scale)\n}\n";
+        let calibrate = "\n    calibrate = stream(\"fineweb_train_*.bin\") { tokens = 20 * seq, reserve = 12s }\n    int8 on embeddings";
+        let changed = [
+            (int6, "weighed on matrices { damp = 0.02 }"),
+            ("int8 on embeddings", &*format!("{head}\n{calibrate}")),
+            ("model(tokens", &*format!("{quantizer}model(tokens")),
+        ];
+        let text = changed.iter().fold(text.to_string(), |text, (from, to)| {
+            assert_eq!(text.matches(from).count(), 1, "{from}");
+            text.replace(from, to)
+        });
+        let input = Input { path: "tiny.golf", bytes: text.as_bytes(), sets: &[] };
+        let model = load(&mut SourceMap::new(), &input).unwrap_or_else(|list| panic!("{list:?}"));
+        let targets = [(Target::Cpu, DType::Bf16), (Target::Cpu, DType::F32), (Target::Gpu(Arch::Sm90a), DType::Bf16)];
+        let mut parts: Vec<_> = targets.into_iter().map(|(t, p)| Part::new(&model, t, p).unwrap()).collect();
+        check_legality(&parts[0].assembly).unwrap_or_else(|list| panic!("{list:?}"));
+        let planned = plan(&model, &mut parts, true, &Tuning::default()).unwrap_or_else(|why| panic!("{why}"));
+        let program = build(&model, &parts, planned).program;
+        // The code of a GPU is not made here.
+        let variants: Vec<_> = program.variants.iter().filter(|v| v.device == "cpu").cloned().collect();
+        let predicted_rss = program.predicted_rss[..variants.len()].to_vec();
+        golf_runtime::check::program(&Program { variants, predicted_rss, ..program.clone() }).unwrap();
+
+        let calibrate = program.quantize.calibrate.as_ref().unwrap();
+        assert_eq!((&*calibrate.data, calibrate.sequences, calibrate.reserve), ("fineweb_train_*.bin", 20, 12.0));
+        // Three layers of four different inputs (q, k and v share one), and the head.
+        let mut names = vec!["tap.tok_emb.weight".to_string()];
+        for part in ["attn.c_q", "attn.proj", "mlp.fc", "mlp.proj"] {
+            names.extend((0..3).map(|i| format!("tap.blocks.{i}.{part}.weight")));
+        }
+        names.sort_unstable();
+        for v in &program.variants {
+            let (taps, grads): (Vec<_>, Vec<_>) = v.grads.iter().partition(|b| b.name.starts_with(plan::TAP));
+            let mut found: Vec<String> = taps.iter().map(|b| b.name.clone()).collect();
+            found.sort_unstable();
+            assert_eq!(found, names);
+            let end = |list: &[&plan::Buffer]| list.iter().map(|b| b.place.offset + b.bytes() as u64).max().unwrap();
+            assert_eq!(taps.iter().map(|b| b.place.offset).min(), Some(0), "they lie where gradients lie");
+            assert_eq!(v.grad_bytes, end(&taps).max(end(&grads)).next_multiple_of(64));
+            let widest = taps.iter().map(|b| b.shape[0]).max();
+            assert_eq!((widest, taps.iter().all(|b| b.shape[0] == b.shape[1])), (Some(384), true));
+            // A micro-batch has 4 rows on the CPU and 8 on a GPU; 20 sequences are divided into 4s and 5s.
+            assert_eq!(v.rows.calibrate, if v.device == "cpu" { 4 } else { 5 });
+            let graph = v.graphs.iter().find(|g| g.name == "calibrate").unwrap();
+            let tokens = (&*graph.inputs[0].name, &graph.inputs[0].shape[..]);
+            assert_eq!(tokens, ("tokens", &[v.rows.calibrate as usize, 256][..]));
+            assert_eq!((graph.inputs.len(), graph.outputs.len()), (1, 0));
+            for p in &program.quantize.params {
+                let Some(name) = &p.graph else { continue };
+                let graph = v.graphs.iter().find(|g| g.name == *name).unwrap();
+                let inputs: Vec<&str> = graph.inputs.iter().map(|b| &*b.name).collect();
+                let wanted: &[&str] = if p.inverse.is_some() { &["order", "live", "upper"] } else { &[] };
+                assert_eq!(inputs, wanted, "{name}");
+            }
+        }
+        let inverse = |name: &str| {
+            let p = program.quantize.params.iter().find(|p| p.name == name).unwrap();
+            p.inverse.as_ref().map(|i| (&*i.tap, i.damp, i.descending))
+        };
+        let shared = Some(("tap.blocks.1.attn.c_q.weight", 0.02, true));
+        assert_eq!([inverse("blocks.1.attn.c_v.weight"), inverse("blocks.1.attn.c_q.weight")], [shared, shared]);
+        assert_eq!(inverse("tok_emb.weight"), Some(("tap.tok_emb.weight", 0.01, true)));
+        assert_eq!(inverse("bigram.embed.weight"), None);
+        assert_eq!(program.quantize.params.iter().filter(|p| p.inverse.is_some()).count(), 3 * 6 + 1);
     }
 
     #[test]

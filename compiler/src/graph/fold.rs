@@ -16,7 +16,7 @@ pub const LARGEST_TABLE: usize = 1 << 18;
 /// Makes the graph again, node by node, through a builder: `make` gets each live node with its operands already replaced and says what
 /// takes its place. Effects are moved along.
 pub fn rebuild(g: &Graph, mut make: impl FnMut(&mut Builder, NodeId, &Node) -> NodeId) -> Graph {
-    let live = live(g);
+    let live = effective(g);
     let mut b = Builder::extend(Graph {
         name: g.name.clone(),
         compute: g.compute,
@@ -55,9 +55,14 @@ pub(super) fn keep(b: &mut Builder, node: &Node) -> NodeId {
 }
 
 /// Which nodes serve an effect.
-fn live(g: &Graph) -> Vec<bool> {
+fn effective(g: &Graph) -> Vec<bool> {
+    live(g, g.effects.iter().map(|e| e.value))
+}
+
+/// Which nodes some roots need.
+pub fn live(g: &Graph, roots: impl IntoIterator<Item = NodeId>) -> Vec<bool> {
     let mut live = vec![false; g.nodes.len()];
-    g.effects.iter().for_each(|e| live[e.value.0 as usize] = true);
+    roots.into_iter().for_each(|r| live[r.0 as usize] = true);
     for i in (0..g.nodes.len()).rev() {
         if live[i] {
             g.nodes[i].args.iter().for_each(|a| live[a.0 as usize] = true);
@@ -102,7 +107,7 @@ fn tables(g: &Graph, constant: &[bool]) -> BTreeMap<NodeId, Vec<f64>> {
     let is_leaf = |op: &Op| matches!(op, Op::Read(_) | Op::Const(_) | Op::Iota(_));
     // Not to be replaced themselves: their operands are looked at instead.
     let passed = |i: usize| g.nodes[i].op == Op::Broadcast || numel(i) > LARGEST_TABLE;
-    let live = live(g);
+    let live = effective(g);
     let mut wanted = vec![false; g.nodes.len()];
     g.effects.iter().for_each(|e| wanted[e.value.0 as usize] = true);
     for i in (0..g.nodes.len()).rev() {

@@ -139,6 +139,8 @@ table! {
     "top_k" (any("x"), map("axes")) Over::None, "top_k(x, e -> k)", "the largest size(k) values along e, descending", |e, g| e.top_k(g, false);
     "top_k_index" (any("x"), map("axes")) Over::None, "top_k_index(x, e -> k)", "their positions, i32", |e, g| e.top_k(g, true);
     "iota" (axis("axis")) Over::None, "iota(t)", "position along an axis, i32", |e, g| e.iota(g);
+    "inverse_factor" (any("inputs"), any("damp"), optional("descending")) Over::None, "inverse_factor(inputs, damp, descending)",
+        "of a quantizer's second input H [c k], computed by the host: (order, live, upper) with order [c] the columns in the order of rounding (by descending diagonal, or as they are), live [c] 0 where nothing came in, upper [c k] with inverse(H + damp mean(diagonal)) = transpose(upper) upper in that order", |e, g| e.inverse_factor(g);
     // Axes.
     "split" (any("x"), map("axes")) Over::None, "split(x, q -> h hd)", "one axis into several, outermost first", |e, g| e.split(g);
     "merge" (any("x"), map("axes")) Over::None, "merge(x, h hd -> q)", "several axes into one, outermost first", |e, g| e.merge(g);
@@ -180,14 +182,14 @@ impl<'p> Given<'p> {
         self.args.get(at).and_then(Option::as_ref)
     }
 
-    fn operand(&self, at: usize) -> Operand<'p> {
+    pub(super) fn operand(&self, at: usize) -> Operand<'p> {
         match self.get(at) {
             Some((value, span)) => Operand { value: value.clone(), span: *span },
             None => Operand { value: Value::None, span: self.span },
         }
     }
 
-    fn span(&self, at: usize) -> Span {
+    pub(super) fn span(&self, at: usize) -> Span {
         self.get(at).map_or(self.span, |(_, span)| *span)
     }
 
@@ -241,7 +243,7 @@ impl<'p> Given<'p> {
         e.whole(x.value, x.span)
     }
 
-    fn flag(&self, e: &mut Evaluator<'p, '_>, at: usize) -> Eval<bool> {
+    pub(super) fn flag(&self, e: &mut Evaluator<'p, '_>, at: usize) -> Eval<bool> {
         match self.get(at) {
             None => Ok(false),
             Some((Value::Bool(x), _)) => Ok(*x),

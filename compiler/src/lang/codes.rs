@@ -87,6 +87,8 @@ codes! {
     STATE = 170, "a state is declared or used in a way that cannot be kept from step to step";
     CLOCK = 171, "the clock has no such field here, or an operation is not possible on host scalars";
     ILLEGAL = 172, "an evaluation that the rules of the challenge forbid";
+    CALIBRATION = 173, "`calibrate` where no quantizer takes inputs, or a quantizer that takes inputs without `calibrate`";
+    UNTAPPED = 174, "a quantizer takes what its parameter is multiplied with, and that is not one thing along the axis it needs";
     // --set
     SET_SYNTAX = 180, "`--set` takes PATH=EXPR";
     SET_PATH = 181, "`--set` names a constant or setting that does not exist";

@@ -9,6 +9,7 @@
 //! [`Value::Broken`], and whatever uses it fails silently, so that one mistake gives one message.
 
 use super::axes::AxisNames;
+use super::calibrate::Quantizing;
 use super::codes;
 use super::host::HostArena;
 use super::program::{Global, ModuleId, Program};
@@ -115,6 +116,8 @@ pub struct Evaluator<'p, 'b> {
     pub declared: Vec<Declared>,
     /// States of the running slot.
     pub states: Option<StateContext<'p>>,
+    /// The running quantizer.
+    pub quantizing: Option<Quantizing>,
     /// Labels of the layers being made.
     pub path: Vec<String>,
     pub(super) frames: Vec<Frame<'p>>,
@@ -146,6 +149,7 @@ impl<'p, 'b> Evaluator<'p, 'b> {
             host: HostArena::default(),
             declared: Vec::new(),
             states: None,
+            quantizing: None,
             path: Vec::new(),
             frames: vec![Frame::new(0, FrameKind::Top)],
             calls: 0,

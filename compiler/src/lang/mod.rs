@@ -4,11 +4,12 @@
 //! whole, and that nothing of it is silently without effect.
 //!
 //! The road: [`sets`] edits the text, [`program`] collects definitions, [`resolve`] checks names, [`elaborate`] (with [`stmt`],
-//! [`expr`], [`ops`], [`axes`], [`call`], [`builtin`], [`types`], [`params`]) evaluates and makes nodes, [`settings`] and [`rules`] read the blocks,
-//! [`slots`] runs what fills them, [`model`] holds the result.
+//! [`expr`], [`ops`], [`axes`], [`call`], [`builtin`], [`types`], [`params`]) evaluates and makes nodes, [`settings`], [`rules`] and [`calibrate`] read the
+//! blocks, [`slots`] runs what fills them, [`model`] holds the result.
 
 pub mod axes;
 pub mod builtin;
+pub mod calibrate;
 pub mod call;
 pub mod codes;
 pub mod elaborate;

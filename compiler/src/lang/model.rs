@@ -264,7 +264,12 @@ fn elaborate(program: &Program) -> Result<Built, Vec<Diagnostic>> {
     let parameters: Vec<Parameter> = declared.iter().map(|d| d.parameter.clone()).collect();
     let section = |kind| program.section(kind);
     let train = section(SectionKind::Train).ok_or(Reported).and_then(|s| e.train(s, seq, &parameters));
-    let quantize = section(SectionKind::Quantize).ok_or(Reported).and_then(|s| e.quantize(s, &parameters));
+    let stop = train.as_ref().ok().map(|t| t.stop);
+    let quantize = section(SectionKind::Quantize).ok_or(Reported).and_then(|s| {
+        let q = e.quantize(s, (seq, stop), &parameters)?;
+        let taps = e.taps(&s.settings, (&q.rules, q.calibrate.as_ref()), &declared, forward.logits)?;
+        Ok(Quantize { taps, ..q })
+    });
     let evaluate = section(SectionKind::Evaluate).ok_or(Reported).and_then(|s| e.evaluate(s, seq, &parameters));
     if let (Ok(train), Ok(evaluate)) = (&train, &evaluate)
         && settings::patterns_meet(&train.data, &evaluate.data)
@@ -447,7 +452,9 @@ impl<'p> Evaluator<'p, '_> {
                 self.rehearse_averages(train_section, train, p, w);
             }
             if let Some(rule) = quantize.rules.chosen.get(index).copied().flatten() {
-                let _ = self.quantizer(&quantize_section.settings, rule, p, w);
+                // One graph for all parameters here: the inputs of each need names of their own.
+                let (tap, prefix) = (quantize.taps[index].as_ref(), format!("{}.", p.name));
+                let _ = self.quantizer(&quantize_section.settings, rule, p, (w, tap), &prefix);
             }
         }
     }
@@ -579,7 +586,7 @@ impl Model {
         let rule = self.quantize.rules.chosen.get(index).copied().flatten();
         let (Some(rule), Some(p)) = (rule, self.parameters.get(index)) else { return Ok(None) };
         self.on(b, |e| match e.program.section(SectionKind::Quantize) {
-            Some(section) => e.quantizer(&section.settings, rule, p, w),
+            Some(section) => e.quantizer(&section.settings, rule, p, (w, self.quantize.taps[index].as_ref()), ""),
             None => Ok(None),
         })
     }
@@ -655,6 +662,10 @@ impl crate::optim::Source for Model {
         w: NodeId,
     ) -> Result<NodeId, crate::optim::Error> {
         Model::average_finish(self, b, average, index, w).map_err(first)
+    }
+
+    fn tap(&self, index: usize) -> Option<&str> {
+        self.quantize.taps[index].as_ref().map(|tap| tap.name.as_str())
     }
 
     fn quantise(&self, b: &mut Builder, index: usize, w: NodeId) -> Result<Option<Quantised>, crate::optim::Error> {

@@ -10,7 +10,7 @@
 use super::codes;
 use super::settings;
 use golf_grammar::ast::{
-    Args, Def, Entry, Expr, ExprKind, File, ItemKind, Rule, Section, SectionKind, Settings, StmtKind, Value,
+    Args, Def, Entry, Expr, ExprKind, File, ItemKind, Rule, Section, SectionKind, Setting, Settings, StmtKind, Value,
 };
 use golf_grammar::{Diagnostic, FileId, SourceMap, Span, nearest, parse_file, parse_value};
 
@@ -281,9 +281,9 @@ fn in_settings(
             Ok(vec![replace(if plain { value.expr.span } else { value.span })])
         }
         (None, []) if slots.contains(first) => Ok(vec![insert(settings, first)]),
-        (Some(setting), [argument]) => in_value(tree, &setting.value, argument, over, hypers),
+        (Some(setting), [argument]) => in_value(tree, setting, argument, over, hypers),
         (Some(setting), rest) if setting.value.settings.is_some() => match &setting.value.settings {
-            Some(inner) => in_settings(tree, inner, rest, (first, &settings::ADAPT), over, hypers),
+            Some(inner) => in_settings(tree, inner, rest, (first, settings::nested(first)), over, hypers),
             None => Err(unknown(over, format!("`{block}.{first}` has no settings"), &[])),
         },
         (None, [_, ..]) if slots.contains(first) => {
@@ -348,20 +348,25 @@ fn insert(settings: &Settings, key: &str) -> Change {
 /// An argument of a slot's value: a setting inside its braces, of the rules there, or an argument of the call.
 fn in_value(
     tree: &File,
-    value: &Value,
+    setting: &Setting,
     argument: &str,
     over: &Override<'_>,
     hypers: &dyn Fn(&File, &str) -> Vec<String>,
 ) -> Found {
-    let mut known: Vec<String> = Vec::new();
+    let value = &setting.value;
+    let nested = settings::nested(setting.key.as_str());
+    let mut known: Vec<String> = strings(nested);
+    if value.settings.is_none() && nested.contains(&argument) {
+        let at = value.span.end as usize;
+        return Ok(vec![Change { start: at, end: at, lead: format!(" {{ {argument} = "), tail: " }".to_string() }]);
+    }
     if let Some(settings) = &value.settings {
         if let Some(setting) = settings.get(argument) {
             return Ok(vec![replace(setting.value.span)]);
         }
-        if settings::ADAPT.contains(&argument) {
+        if nested.contains(&argument) {
             return Ok(vec![insert(settings, argument)]);
         }
-        known.extend(strings(&settings::ADAPT));
         let mut found = Vec::new();
         for entry in &settings.entries {
             let Entry::Rule(rule) = entry else { continue };

@@ -4,6 +4,7 @@
 //! setting is known, stands once, has a value its slot can take, and that sizes fit each other. Rules (`muon on matrices`) are in
 //! [`super::rules`].
 
+use super::calibrate::Calibrate;
 use super::codes;
 use super::elaborate::{Eval, Evaluator, Reported};
 use super::host;
@@ -12,6 +13,7 @@ use super::scope::Var;
 use super::slots;
 use super::value::{Clock, Value};
 use crate::graph::ir::DType;
+use crate::optim::taps::TapBuffer;
 use crate::optim::{Parameter, Phase};
 use golf_grammar::ast::{self, DefKind, Entry, ExprKind, Section, SectionKind, Setting, Settings};
 use golf_grammar::{Diagnostic, Span};
@@ -66,6 +68,10 @@ pub struct Quantize {
     pub level: i32,
     /// Largest artifact with source, bytes.
     pub cap: u64,
+    /// Training data that quantizers are calibrated on.
+    pub calibrate: Option<Calibrate>,
+    /// For each parameter whose quantizer takes inputs: where they are.
+    pub taps: Vec<Option<TapBuffer>>,
 }
 
 /// `evaluate { … }`
@@ -108,6 +114,8 @@ pub const QUANTIZE: [&str; 3] = ["pack", "cap", "calibrate"];
 pub const EVALUATE: [&str; 5] = ["data", "window", "stride", "limit", "adapt"];
 /// See [`TRAIN`].
 pub const ADAPT: [&str; 5] = ["epochs", "batch", "clip", "schedule", "order"];
+/// See [`TRAIN`].
+pub const CALIBRATE: [&str; 2] = ["tokens", "reserve"];
 
 /// The slots of a block.
 pub fn slots(kind: SectionKind) -> &'static [&'static str] {
@@ -115,6 +123,15 @@ pub fn slots(kind: SectionKind) -> &'static [&'static str] {
         SectionKind::Train => &TRAIN,
         SectionKind::Quantize => &QUANTIZE,
         SectionKind::Evaluate => &EVALUATE,
+    }
+}
+
+/// The slots of the settings that belong to a slot's value: `adapt = chunked(n) { … }`.
+pub fn nested(slot: &str) -> &'static [&'static str] {
+    match slot {
+        "adapt" => &ADAPT,
+        "calibrate" => &CALIBRATE,
+        _ => &[],
     }
 }
 
@@ -159,7 +176,7 @@ impl<'p> Evaluator<'p, '_> {
         })
     }
 
-    fn bad(&mut self, setting: &Setting, wanted: &str, found: String) -> Reported {
+    pub(super) fn bad(&mut self, setting: &Setting, wanted: &str, found: String) -> Reported {
         let d = Diagnostic::error(codes::BAD_SETTING, format!("`{}` cannot be {found}", setting.key.name));
         self.error(d.at(setting.value.expr.span, "").expected_found(wanted, found))
     }
@@ -170,7 +187,7 @@ impl<'p> Evaluator<'p, '_> {
     }
 
     /// A plain value: no `per`, no settings, no `else`.
-    fn plain(&mut self, setting: &'p Setting) -> Eval<Value<'p>> {
+    pub(super) fn plain(&mut self, setting: &'p Setting) -> Eval<Value<'p>> {
         if setting.value.plain().is_none() {
             let message = format!("`{}` takes a plain value", setting.key.name);
             return Err(self.fail(
@@ -183,7 +200,7 @@ impl<'p> Evaluator<'p, '_> {
         self.expr(&setting.value.expr)
     }
 
-    fn whole_setting(&mut self, setting: &'p Setting, least: i64, most: i64) -> Eval<i64> {
+    pub(super) fn whole_setting(&mut self, setting: &'p Setting, least: i64, most: i64) -> Eval<i64> {
         let value = self.plain(setting)?;
         match value {
             Value::Int(x) if (least..=most).contains(&x) => Ok(x),
@@ -216,7 +233,7 @@ impl<'p> Evaluator<'p, '_> {
         self.stream_of(setting)
     }
 
-    fn stream_of(&mut self, setting: &'p Setting) -> Eval<(String, Span)> {
+    pub(super) fn stream_of(&mut self, setting: &'p Setting) -> Eval<(String, Span)> {
         let argument = self.slot_call(setting, "stream", 1)?;
         match argument.first().and_then(|expr| *expr) {
             Some(expr) => match self.expr(expr)? {
@@ -232,8 +249,16 @@ impl<'p> Evaluator<'p, '_> {
         }
     }
 
-    /// The arguments of `name(…)` in a slot that takes only that.
+    /// The arguments of `name(…)` in a slot that takes only that, and perhaps settings.
     fn slot_call(&mut self, setting: &'p Setting, name: &str, params: usize) -> Eval<Vec<Option<&'p ast::Expr>>> {
+        let (value, key) = (&setting.value, setting.key.as_str());
+        let settings = value.settings.is_some() && nested(key).is_empty();
+        if value.per.is_some() || value.otherwise.is_some() || settings {
+            let message = format!("`{key}` takes `{name}(…)` and nothing behind it");
+            let what =
+                if nested(key).is_empty() { "no `per`, `else` or settings here" } else { "no `per` or `else` here" };
+            return Err(self.fail(codes::BAD_SETTING, value.span, message, what));
+        }
         let mut given = vec![None; params];
         match &setting.value.expr.kind {
             ExprKind::Name(callee) if *callee == *name => Ok(given),
@@ -376,14 +401,7 @@ impl<'p> Evaluator<'p, '_> {
     /// Tokens of a step are whole rows. Rows that do not divide over the ranks are divided over fewer, with a warning.
     fn check_batch(&mut self, settings: &'p Settings, ranks: i64, batch: i64, seq: i64) -> Eval<i64> {
         let at = settings.get("batch").map_or(settings.span, |setting| setting.span);
-        if batch % seq != 0 {
-            let down = batch / seq * seq;
-            let near = if down == 0 { seq } else { down };
-            let d = Diagnostic::error(codes::SIZES, format!("a batch of {batch} tokens is not a whole number of rows"));
-            let d = d.at(at, format!("rows have {seq} tokens"));
-            return Err(self.error(d.hint(format!("the nearest sizes are {near} and {}", near + seq))));
-        }
-        let rows = batch / seq;
+        let rows = self.whole_rows("a batch", batch, seq, at)?;
         let fits = (1..=ranks).rev().find(|n| rows % n == 0).unwrap_or(1);
         if fits != ranks {
             let d = Diagnostic::warning(
@@ -399,6 +417,18 @@ impl<'p> Evaluator<'p, '_> {
             );
         }
         Ok(fits)
+    }
+
+    /// How many rows of `seq` tokens there are in `tokens`.
+    pub(super) fn whole_rows(&mut self, what: &str, tokens: i64, seq: i64, at: Span) -> Eval<i64> {
+        if tokens % seq == 0 {
+            return Ok(tokens / seq);
+        }
+        let down = tokens / seq * seq;
+        let near = if down == 0 { seq } else { down };
+        let d = Diagnostic::error(codes::SIZES, format!("{what} of {tokens} tokens is not a whole number of rows"));
+        let d = d.at(at, format!("rows have {seq} tokens"));
+        Err(self.error(d.hint(format!("the nearest sizes are {near} and {}", near + seq))))
     }
 
     fn averages(&mut self, settings: &'p Settings, params: &[Parameter]) -> Eval<Vec<Average>> {
@@ -438,34 +468,27 @@ impl<'p> Evaluator<'p, '_> {
         }
     }
 
-    /// `quantize { … }`
-    pub fn quantize(&mut self, section: &'p Section, params: &[Parameter]) -> Eval<Quantize> {
+    /// `quantize { … }`, but for the taps. `seq`: tokens of a row; `stop`: seconds of training, where known.
+    pub fn quantize(
+        &mut self,
+        section: &'p Section,
+        (seq, stop): (usize, Option<f64>),
+        params: &[Parameter],
+    ) -> Eval<Quantize> {
         let settings = &section.settings;
         self.check_slots(settings, "quantize", &QUANTIZE);
-        self.calibrate(settings);
+        let calibrate = self.calibrate(settings, seq as u64, stop);
         let rules = rules::quantizers(self, settings, params);
         let level = self.pack(settings);
         let cap = self.int(settings, "cap", Some(16_000_000), 1, 1 << 50);
-        Ok(Quantize { rules: rules?, codec: "zstd".to_string(), level: level?, cap: cap?.unwrap_or(16_000_000) as u64 })
-    }
-
-    /// Calibration data: never validation data, and not implemented yet.
-    fn calibrate(&mut self, settings: &'p Settings) {
-        let Some(setting) = settings.get("calibrate") else { return };
-        let Ok((pattern, at)) = self.stream_of(setting) else { return };
-        let program = self.program;
-        let scored = program.section(SectionKind::Evaluate).and_then(|s| s.settings.get("data"));
-        if let Some(scored) = scored
-            && let Ok((val, place)) = self.stream_of(scored)
-            && patterns_meet(&pattern, &val)
-        {
-            let message =
-                format!("calibration would read validation data: `{pattern}` and `{val}` name the same files");
-            let d = Diagnostic::error(codes::VALIDATION_DATA, message).at(at, "calibrated on").also(place, "scored");
-            self.error(d.note("rule 3: validation data may only be scored, and adapted on after it was scored"));
-            return;
-        }
-        self.fail(codes::UNSUPPORTED, at, "calibrated quantisers are not implemented in this golfc", "");
+        Ok(Quantize {
+            rules: rules?,
+            codec: "zstd".to_string(),
+            level: level?,
+            cap: cap?.unwrap_or(16_000_000) as u64,
+            calibrate: calibrate?,
+            taps: Vec::new(),
+        })
     }
 
     fn pack(&mut self, settings: &'p Settings) -> Eval<i32> {

@@ -5,11 +5,12 @@
 
 use super::codes;
 use super::elaborate::{DeclaredState, Eval, Evaluator, Reported, StateContext};
-use super::program::{Global, ModuleId};
+use super::program::ModuleId;
 use super::rules::{Slot, clock_of, definition, hyper_buffer, keyed, lr_scale, prefix_of, rule_values};
 use super::scope::{Frame, FrameKind, Scope};
 use super::value::{Clock, SlotRef, Value};
 use crate::graph::ir::{BufferKind, DType, NodeId};
+use crate::optim::taps::TapBuffer;
 use crate::optim::{Parameter, Phase, Quantised, State, Updated};
 use golf_grammar::ast::{Def, DefKind, Settings};
 use golf_grammar::{Diagnostic, Span};
@@ -234,15 +235,16 @@ impl<'p> Evaluator<'p, '_> {
         }
     }
 
-    /// Codes, scale and dequantised weights of a parameter; `None`: stored as fp16.
+    /// Codes, scale and dequantised weights of a parameter; `None`: stored as fp16. `prefix` stands before the names of inputs that the host computes.
     pub fn quantizer(
         &mut self,
         settings: &'p Settings,
         rule: usize,
         parameter: &Parameter,
-        w: NodeId,
+        (w, tap): (NodeId, Option<&TapBuffer>),
+        prefix: &str,
     ) -> Eval<Option<Quantised>> {
-        self.on_behalf(parameter, |e| e.quantised(settings, rule, parameter, w))
+        self.on_behalf(parameter, |e| e.quantised(settings, rule, parameter, (w, tap), prefix))
     }
 
     fn quantised(
@@ -250,16 +252,21 @@ impl<'p> Evaluator<'p, '_> {
         settings: &'p Settings,
         rule: usize,
         parameter: &Parameter,
-        w: NodeId,
+        (w, tap): (NodeId, Option<&TapBuffer>),
+        prefix: &str,
     ) -> Eval<Option<Quantised>> {
-        let Some(rule) = settings.rules().nth(rule) else { return Err(Reported) };
-        if rule.name == "f16" && !matches!(self.program.global(0, "f16"), Some((_, Global::Def(_)))) {
-            return Ok(None);
-        }
-        let (def, module) = definition(self, rule, DefKind::Quantizer)?;
+        let Some((rule, def, module)) = self.quantizer_of(settings, rule)? else { return Ok(None) };
         let values = rule_values(self, rule, def, None, None)?;
+        let mut inputs = vec![(Value::Tensor(w), rule.span)];
+        let mut own = None;
+        if let Some(tap) = tap {
+            let node = self.read_kept(&tap.name, &tap.axes(), DType::F32, BufferKind::Grad, rule.span)?;
+            inputs.push((Value::Tensor(node), rule.span));
+            own = Some((node, tap.name.clone()));
+        }
         self.visit.push(parameter.name.clone());
-        let result = self.run_slot(def, module, &[(Value::Tensor(w), rule.span)], &values.hypers, rule.span);
+        let (result, inverse) =
+            self.quantizing(own, prefix, |e| e.run_slot(def, module, &inputs, &values.hypers, rule.span));
         self.visit.pop();
         let result = result?;
         let mut part = |name: &str| match &result {
@@ -270,7 +277,7 @@ impl<'p> Evaluator<'p, '_> {
             _ => Err(self.not_quantised(def, name)),
         };
         let (codes, scale, dequant) = (part("codes"), part("scale"), part("dequant"));
-        let out = Quantised { codes: codes?, scale: scale?, dequant: dequant? };
+        let out = Quantised { codes: codes?, scale: scale?, dequant: dequant?, inverse };
         if self.b.dtype(out.codes) != DType::I8 {
             let found = super::value::tensor(self.b, out.codes);
             return Err(self.fail(
@@ -407,7 +414,9 @@ fn slot_inputs(kind: DefKind) -> &'static str {
     match kind {
         DefKind::Optimizer => "the weights and their gradient, (w, g)",
         DefKind::Average => "the weights and the clock, (w, clock)",
-        DefKind::Quantizer => "the weights, (w)",
+        DefKind::Quantizer => {
+            "the weights, (w), or with them the sums of squares of what they are multiplied with, (w, inputs)"
+        }
         DefKind::Schedule => "the clock, (clock)",
         DefKind::Fn | DefKind::Layer | DefKind::Model | DefKind::Adapter | DefKind::Init | DefKind::Filter => "nothing",
     }

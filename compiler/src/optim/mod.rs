@@ -5,12 +5,13 @@
 //! the verifier and that training, scoring and adaptation come from the one forward definition.
 
 mod steps;
+pub mod taps;
 #[cfg(test)]
 mod tests;
 
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, BufferKind, DType, Graph, NodeId};
-use golf_runtime::plan::{HostExpr, Init};
+use golf_runtime::plan::{HostExpr, Init, InverseFactor};
 
 /// A parameter of the model, in declaration order.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +84,7 @@ pub enum Phase {
 }
 
 /// What a quantiser gives for one parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Quantised {
     /// Integer codes (value of a cast to I8), axes of the parameter.
     pub codes: NodeId,
@@ -91,6 +92,8 @@ pub struct Quantised {
     pub scale: NodeId,
     /// The weights evaluation will use.
     pub dequant: NodeId,
+    /// What the host computes for it from the calibration.
+    pub inverse: Option<InverseFactor>,
 }
 
 /// A host-computed scalar that graphs read from an input buffer of the same name.
@@ -125,6 +128,8 @@ pub trait Source {
     fn average_update(&self, b: &mut Builder, average: usize, index: usize, w: NodeId) -> Result<Vec<State>, Error>;
     /// The averaged weights from the average's states (read from their buffers).
     fn average_finish(&self, b: &mut Builder, average: usize, index: usize, w: NodeId) -> Result<NodeId, Error>;
+    /// Buffer of the sums of squares of what parameter `index` is multiplied with, if its quantiser is given them.
+    fn tap(&self, index: usize) -> Option<&str>;
     /// The quantiser's rule name and result for parameter `index`; `None`: stored as fp16.
     fn quantise(&self, b: &mut Builder, index: usize, w: NodeId) -> Result<Option<Quantised>, Error>;
 }
@@ -165,6 +170,8 @@ pub struct Sizes {
     pub score_rows: usize,
     /// Rows per run of `adapt.micro`.
     pub adapt_rows: usize,
+    /// Rows of [`Sizes::seq`] tokens per run of `calibrate`; 0: no quantiser is calibrated.
+    pub calibrate_rows: usize,
     /// Whether the program adapts at all.
     pub adapt: bool,
 }
@@ -182,6 +189,8 @@ pub struct Assembly {
     pub adapt_from: usize,
     /// Parameters whose pack graph exists, by index.
     pub packed: Vec<bool>,
+    /// What the host computes for the pack graph of each parameter.
+    pub inverses: Vec<Option<InverseFactor>>,
 }
 
 /// Builds every graph of a program at one precision (`F32` makes every parameter, state and operand f32).
@@ -193,6 +202,7 @@ pub fn assemble(source: &dyn Source, sizes: &Sizes, precision: DType) -> Result<
     a.averages()?;
     a.score()?;
     a.adapt()?;
+    a.calibrate()?;
     a.pack()?;
     Ok(a.finish())
 }

@@ -1,10 +1,11 @@
 //! The graphs themselves, one method each.
 
-use super::{Assembly, Error, Parameter, Phase, Sizes, Source, State, read_buffer, storage};
+use super::{Assembly, Error, Parameter, Phase, Sizes, Source, State, read_buffer, storage, taps};
 use crate::autodiff;
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisId, AxisRole, BufferKind, DType, Graph, NodeId};
 use crate::graph::{fold, rewrite};
+use golf_runtime::plan::InverseFactor;
 
 /// What the clip adds to a norm before dividing (PyTorch's `clip_grad_norm_`).
 const CLIP_EPS: f64 = 1e-6;
@@ -17,11 +18,21 @@ pub(super) struct Assembler<'a> {
     states: Vec<State>,
     adapt_from: usize,
     packed: Vec<bool>,
+    inverses: Vec<Option<InverseFactor>>,
 }
 
 impl<'a> Assembler<'a> {
     pub(super) fn new(source: &'a dyn Source, sizes: Sizes, precision: DType) -> Self {
-        Assembler { source, sizes, precision, graphs: vec![], states: vec![], adapt_from: 0, packed: vec![] }
+        Assembler {
+            source,
+            sizes,
+            precision,
+            graphs: vec![],
+            states: vec![],
+            adapt_from: 0,
+            packed: vec![],
+            inverses: vec![],
+        }
     }
 
     pub(super) fn finish(self) -> Assembly {
@@ -31,6 +42,7 @@ impl<'a> Assembler<'a> {
             states: self.states,
             adapt_from: self.adapt_from,
             packed: self.packed,
+            inverses: self.inverses,
         }
     }
 
@@ -235,6 +247,28 @@ impl<'a> Assembler<'a> {
         self.update(Phase::Adapt)
     }
 
+    /// `calibrate`: the forward pass of some rows as in training; what the parameters of calibrated quantisers are multiplied with is squared and added to
+    /// `tap.NAME`.
+    pub(super) fn calibrate(&mut self) -> Result<(), Error> {
+        if self.sizes.calibrate_rows == 0 {
+            return Ok(());
+        }
+        let mut b = self.builder(golf_runtime::plan::CALIBRATE);
+        let logits = self.source.forward(&mut b, self.sizes.calibrate_rows, self.sizes.seq)?.logits;
+        for (index, p) in self.source.parameters().iter().enumerate() {
+            // Parameters that share a buffer are multiplied with the same: it is filled once.
+            let Some(name) = self.source.tap(index).filter(|name| b.find_buffer(name).is_none()) else { continue };
+            let tap = taps::tap(b.graph(), logits, &p.name)
+                .map_err(|e| Error { message: format!("`{}`: {}", p.name, e.why(b.graph())), span: None })?;
+            let squares = taps::squares(&mut b, &tap)?;
+            let axes = b.axes(squares).to_vec();
+            let buffer = b.buffer(name, DType::F32, &axes, BufferKind::Grad)?;
+            b.accumulate(buffer, squares)?;
+        }
+        self.push(b);
+        Ok(())
+    }
+
     /// `pack.NAME` for every parameter that a quantiser takes. Quantisers compute in f32 whatever the program does.
     pub(super) fn pack(&mut self) -> Result<(), Error> {
         for (index, p) in self.source.parameters().iter().enumerate() {
@@ -242,6 +276,7 @@ impl<'a> Assembler<'a> {
             let w = self.weights(&mut b, p)?;
             let q = self.source.quantise(&mut b, index, w)?;
             self.packed.push(q.is_some());
+            self.inverses.push(q.as_ref().and_then(|q| q.inverse.clone()));
             let Some(q) = q else { continue };
             for (name, node, dtype) in
                 [("codes", q.codes, DType::I8), ("scale", q.scale, DType::F16), ("dequant", q.dequant, DType::F32)]

@@ -67,6 +67,9 @@ impl Source for Bigram {
     fn average_finish(&self, b: &mut Builder, _: usize, index: usize, _: NodeId) -> Result<NodeId, Error> {
         read_buffer(b, "ema.table", &self.parameters[index].axes, DType::F32, BufferKind::State)
     }
+    fn tap(&self, _: usize) -> Option<&str> {
+        None
+    }
     fn quantise(&self, b: &mut Builder, _: usize, w: NodeId) -> Result<Option<Quantised>, Error> {
         let axes = b.axes(w).to_vec();
         let one = b.constant(1.0);
@@ -74,12 +77,12 @@ impl Source for Bigram {
         let rounded = b.round(w)?;
         let codes = b.cast(rounded, DType::I8)?;
         let wide = b.cast(codes, DType::F32)?;
-        Ok(Some(Quantised { codes, scale, dequant: wide }))
+        Ok(Some(Quantised { codes, scale, dequant: wide, inverse: None }))
     }
 }
 
 fn sizes(ranks: u32) -> Sizes {
-    Sizes { ranks, seq: 4, micro_rows: 2, window: 4, score_rows: 1, adapt_rows: 1, adapt: true }
+    Sizes { ranks, seq: 4, micro_rows: 2, window: 4, score_rows: 1, adapt_rows: 1, calibrate_rows: 0, adapt: true }
 }
 
 fn graph<'a>(a: &'a Assembly, name: &str) -> &'a Graph {

@@ -77,7 +77,10 @@ impl Lower<'_, '_> {
         let pair = self.symmetric[dot.0 as usize].filter(|(r, s)| {
             frame.m.axes == [*r] && frame.n.axes == [*s] || frame.m.axes == [*s] && frame.n.axes == [*r]
         });
-        let symmetric = pair.is_some() && results.into_iter().all(|n| same_pair(self.symmetric[n.0 as usize], pair));
+        // Nothing is known about the old content of a buffer that is added to.
+        let adds = body.effects.iter().any(|e| self.c.p.effects[*e].mode == EffectMode::Accumulate);
+        let symmetric =
+            pair.is_some() && !adds && results.into_iter().all(|n| same_pair(self.symmetric[n.0 as usize], pair));
         let Epilogue { b: builder, slots: more, args, .. } = out;
         slots.extend(more);
         let kernel = Gemm {

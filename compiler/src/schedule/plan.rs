@@ -84,6 +84,7 @@ pub fn plan(
     for s in &scheduled {
         p.buffers(s)?;
     }
+    p.variant.grad_bytes = p.variant.grad_bytes.max(p.tap_bytes);
     let mut all = Vec::new();
     for s in &scheduled {
         all.push(p.graph(s)?);
@@ -167,6 +168,8 @@ struct Planner {
     described: Vec<Described>,
     /// State and gradient buffers by name.
     shared: BTreeMap<String, Buffer>,
+    /// End of what calibration fills. It lies where gradients lie: the two are never needed at the same time.
+    tap_bytes: u64,
     constants: Constants,
 }
 
@@ -195,6 +198,7 @@ impl Planner {
             known: BTreeMap::new(),
             described: Vec::new(),
             shared: BTreeMap::new(),
+            tap_bytes: 0,
             constants: Constants::default(),
         };
         for s in states {
@@ -240,9 +244,10 @@ impl Planner {
             if b.kind != BufferKind::Grad {
                 return Err(Error::new(&g.name, format!("the buffer `{}` is no declared state", b.name)));
             }
-            let place = Place { segment: Segment::Grad, offset: self.variant.grad_bytes };
+            let end = if b.name.starts_with(plan::TAP) { &mut self.tap_bytes } else { &mut self.variant.grad_bytes };
+            let place = Place { segment: Segment::Grad, offset: *end };
             let buffer = Buffer { name: b.name.clone(), dtype, shape, place };
-            self.variant.grad_bytes = (place.offset + buffer.bytes() as u64).next_multiple_of(ALIGN);
+            *end = (place.offset + buffer.bytes() as u64).next_multiple_of(ALIGN);
             self.shared.insert(b.name.clone(), buffer.clone());
             self.variant.grads.push(buffer);
         }

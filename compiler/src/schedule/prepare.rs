@@ -11,6 +11,7 @@ use super::contract;
 use super::layout::{self, Layouts, axes, buffer_of, is_role, numel, size};
 use super::outputs::Output;
 use crate::graph::build::{Builder, Made};
+use crate::graph::fold::live;
 use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, DType, Effect, Graph, Node, NodeId, Op, Reduce};
 use crate::kernel::Target;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,18 +76,6 @@ fn wanted_orders(g: &Graph) -> BTreeMap<NodeId, Vec<AxisId>> {
     // The default already has batch and time axes first.
     orders.retain(|n, order| *order != layout::roles_first(g, axes(g, *n)) && *order == layout::roles_first(g, order));
     orders
-}
-
-/// Which nodes some roots need.
-fn live(g: &Graph, roots: impl Iterator<Item = NodeId>) -> Vec<bool> {
-    let mut live = vec![false; g.nodes.len()];
-    roots.for_each(|r| live[r.0 as usize] = true);
-    for i in (0..g.nodes.len()).rev() {
-        if live[i] {
-            g.nodes[i].args.iter().for_each(|a| live[a.0 as usize] = true);
-        }
-    }
-    live
 }
 
 /// Drops nodes that nothing needs any more and decides storage dtypes.
