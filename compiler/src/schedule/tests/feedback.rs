@@ -1,13 +1,14 @@
 //! Rounding with feedback: brought into the kernel's form from any layout, and the codes of a published system.
 
-use super::{contents, families, same};
+use super::{Scheduled, contents, families, same};
 use crate::graph::build::Builder;
-use crate::graph::interpret::{Contents, Tensor};
+use crate::graph::interpret::{Contents, Tensor, interpret};
 use crate::graph::ir::{AxisRole, BufferKind, DType, Graph, NodeId};
 use golf_runtime::safetensors::Reader;
 use std::path::Path;
 
-/// A graph that rounds `w` (times `live` if there is one) of these axes; `upper` is stored by visits of later columns where `turned`.
+/// A graph that rounds `w` to codes of at most `most` and gives them and their values. `turned`: `w` and `upper` are stored the other way round; `narrow`: scales are
+/// rounded to f16 and `w` is multiplied by `live`.
 fn graph(rows: usize, n: usize, turned: bool, narrow: bool, most: f64) -> Graph {
     let mut b = Builder::new("pack", DType::F32);
     let [r, c] = [("r", rows), ("c", n)].map(|(name, size)| b.axis(name, size, AxisRole::Plain).unwrap());
@@ -36,6 +37,24 @@ fn graph(rows: usize, n: usize, turned: bool, narrow: bool, most: f64) -> Graph 
     b.finish()
 }
 
+/// [`same`], and the kernels of both kinds of GPU on the emulator.
+fn same_everywhere(g: &Graph, given: &Contents) -> Scheduled {
+    #[cfg(feature = "mlir")]
+    {
+        use super::{Options, close, schedule_with};
+        use crate::emulate;
+        use crate::kernel::{Target, gpu::Arch};
+        let expected = interpret(g, given).unwrap();
+        for arch in Arch::ALL {
+            let options = Options { target: Target::Gpu(arch), ..Options::default() };
+            let s = schedule_with(g, &options).unwrap();
+            let got = emulate::graph(&s, arch, given, &emulate::Options::default()).unwrap_or_else(|e| panic!("{e}"));
+            close(g, &s, &got, &expected, 1e-6);
+        }
+    }
+    same(g, given, 1e-6)
+}
+
 #[test]
 fn operands_of_any_layout_come_into_the_kernels_form() {
     let (rows, n) = (40, 33);
@@ -51,7 +70,7 @@ fn operands_of_any_layout_come_into_the_kernels_form() {
             // What lies below the diagonal is not looked at.
             *u = if j == k { 1.0 + *u / 4.0 } else { *u / 8.0 };
         }
-        let done = same(&g, &given, 1e-6);
+        let done = same_everywhere(&g, &given);
         let kernels = families(&done);
         assert_eq!(kernels.iter().filter(|f| **f == "feedback").count(), 1, "{kernels:?}");
         if !turned && !narrow {
@@ -91,7 +110,7 @@ fn factor(mut h: Vec<f64>, n: usize) -> (Vec<usize>, Vec<bool>, Vec<f64>) {
 }
 
 /// Weights, input correlations, scales and codes of the published program (its own order of operations, in blocks of 128 columns): the interpreter and, for a
-/// matrix with columns without input and for the extra heavy-tailed one, the kernels.
+/// matrix with columns without input and for the extra heavy-tailed one, the kernels of CPU and GPU.
 #[test]
 fn codes_are_those_of_the_published_program() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/S1541");
@@ -117,13 +136,13 @@ fn codes_are_those_of_the_published_program() {
         ]
         .map(|(name, t)| (name.to_string(), t))
         .into();
-        let found = crate::graph::interpret::interpret(&g, &given).unwrap();
+        let found = interpret(&g, &given).unwrap();
         let codes: Vec<_> = golden.i8(&format!("q.{name}")).unwrap().into_iter().map(f64::from).collect();
         let other = found["codes"].data.iter().zip(&codes).filter(|(a, b)| a != b).count();
         assert!(other * 1000 <= codes.len(), "{name}: {other} of {} codes", codes.len());
         let columns = live.iter().filter(|l| !**l).count();
         if columns > 0 || name == "extra.heavy" {
-            same(&g, &given, 1e-6);
+            same_everywhere(&g, &given);
         }
         (matrices, dead) = (matrices + 1, dead + columns);
     }
