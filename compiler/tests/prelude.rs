@@ -9,6 +9,8 @@ use golf_compiler::graph::ir::{BufferKind, DType, NodeId};
 use golf_compiler::lang::{Input, Model, load};
 use golf_compiler::optim::{Phase, read_buffer};
 use golf_grammar::{SourceMap, render_all};
+use golf_runtime::device::Pool;
+use golf_runtime::quant::inverse::Factor;
 
 const T: usize = 5;
 const D: usize = 8;
@@ -352,4 +354,73 @@ fn quantisers_agree_on_a_matrix_with_a_heavy_tail() {
         assert_eq!(found[1].data, golden[&format!("scale.{name}")].data);
         assert!(distance(&found[2].data, &golden[&format!("dequant.{name}")].data) < 1e-6);
     }
+}
+
+/// Codes of the published program S1541, from its weights and its sums of squares.
+#[test]
+fn calibrated_quantisers_agree_with_the_published_ones() {
+    let golden = safetensors("tests/golden/S1541/quant.safetensors");
+    let weights = safetensors("tests/golden/S1541/weights.safetensors");
+    let cases = [
+        ("extra.heavy", "gptq6 on matrices", 31.0),
+        ("blocks.3.mlp.proj.weight", "gptq6 on matrices { deviations = 12.85 }", 31.0),
+        ("tok_emb.weight", "gptq8 on matrices", 127.0),
+    ];
+    for (name, rule, most) in cases {
+        let mut w = golden.get(&format!("weight.{name}")).unwrap_or_else(|| &weights[name]).clone();
+        let (rows, n) = (w.dims[0], w.dims[1]);
+        let (mut codes, mut scales) =
+            (golden[&format!("q.{name}")].data.clone(), golden[&format!("scale.{name}")].data.clone());
+        if name == "extra.heavy" {
+            // A row of zeros has codes of 0, and the least scale.
+            w.data[5 * n..6 * n].fill(0.0);
+            codes[5 * n..6 * n].fill(0.0);
+            scales[5] = f64::powi(2.0, -24);
+        }
+        let m = Text {
+            uses: ", quant",
+            items: &format!("axis r = {rows}, c = {n}"),
+            body: "param mat[r, c] ~ zeros in matrices\nlet wide = broadcast(sum(x over d) over c)\nx = x * (1 + sum(dot(wide, mat) over r))",
+            quantize: &format!("{rule}, f16 on rest, calibrate = stream(\"c\")"),
+            ..PLAIN
+        }
+        .model();
+        let index = m.parameters.iter().position(|p| p.name == "mat").unwrap();
+        let mut b = Builder::new("pack", DType::F32);
+        let p = &m.parameters[index];
+        let node = read_buffer(&mut b, &p.name, &p.axes, DType::F32, BufferKind::Param).unwrap();
+        let q = m.quantise(&mut b, index, node).unwrap().unwrap();
+        let how = q.inverse.unwrap();
+        assert_eq!((how.tap.as_str(), how.damp, how.descending), ("tap.mat", 0.01, true));
+        let h: Vec<f32> = golden[&format!("hessian.{name}")].data.iter().map(|x| *x as f32).collect();
+        let factor = Factor::new(&h, n, &how, &mut Pool::new(1).unwrap()).unwrap();
+        let inputs = Contents::from([
+            ("mat".to_string(), w.clone()),
+            ("order".to_string(), Tensor::from_fn(&[n], |j| f64::from(factor.order[j]))),
+            ("live".to_string(), Tensor::from_fn(&[n], |c| f64::from(factor.live[c]))),
+            ("upper".to_string(), Tensor::from_fn(&[n, n], |i| f64::from(factor.upper[i]))),
+        ]);
+        let found = values(&b.finish(), &inputs, &[q.codes, q.scale, q.dequant], &Options::default()).unwrap();
+        assert_eq!(found[1].data, scales, "{name}");
+        let off = found[0].data.iter().zip(&codes).filter(|(a, b)| a != b).count();
+        assert!(off * 1000 <= rows * n, "{name}: {off} of {} codes", rows * n);
+        assert!(codes.iter().any(|c| c.abs() > most / 8.0), "{name}: small codes only");
+        for (i, x) in found[2].data.iter().enumerate() {
+            assert!((x - found[0].data[i] * scales[i / n]).abs() < 1e-12, "{name}: {i}");
+        }
+    }
+}
+
+#[test]
+fn the_deviation_is_unbiased() {
+    let m = Text { uses: ", norm", body: "x = x * deviation(x over d)", ..PLAIN }.model();
+    let y: Vec<Vec<f64>> = embedded()
+        .iter()
+        .map(|row| {
+            let mean = row.iter().sum::<f64>() / D as f64;
+            let variance = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / (D - 1) as f64;
+            row.iter().map(|v| v * variance.sqrt()).collect()
+        })
+        .collect();
+    close(&logits(&m, &[]), &head(&y));
 }

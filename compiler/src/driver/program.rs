@@ -361,15 +361,10 @@ mod tests {
     fn calibration_stands_in_the_plan() {
         let text = include_str!("../../../models/tiny.golf");
         let int6 = "int6 on matrices   { percentiles = [0.999, 0.9995, 0.9999, 0.99999, 1.0], floor = 1 / 31 }";
-        let head = "weighed on embeddings where name == \"tok_emb.weight\"";
-        let quantizer = "quantizer weighed<R, C, K>(w: [R C], inputs: [C K]; damp = 0.01) {\n    let scale = cast(max(abs(w) over C) / 31, f16)\n    \
-                         let q = round(w * inverse_factor(inputs, damp, true).live / scale)\n    (codes: cast(q, i8), scale: scale, dequant: q * scale)\n}\n";
+        let head = "gptq8 on embeddings where name == \"tok_emb.weight\"";
         let calibrate = "\n    calibrate = stream(\"fineweb_train_*.bin\") { tokens = 20 * seq, reserve = 12s }\n    int8 on embeddings";
-        let changed = [
-            (int6, "weighed on matrices { damp = 0.02 }"),
-            ("int8 on embeddings", &*format!("{head}\n{calibrate}")),
-            ("model(tokens", &*format!("{quantizer}model(tokens")),
-        ];
+        let changed =
+            [(int6, "gptq6 on matrices { damp = 0.02 }"), ("int8 on embeddings", &*format!("{head}\n{calibrate}"))];
         let text = changed.iter().fold(text.to_string(), |text, (from, to)| {
             assert_eq!(text.matches(from).count(), 1, "{from}");
             text.replace(from, to)

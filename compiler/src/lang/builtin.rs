@@ -139,6 +139,8 @@ table! {
     "top_k" (any("x"), map("axes")) Over::None, "top_k(x, e -> k)", "the largest size(k) values along e, descending", |e, g| e.top_k(g, false);
     "top_k_index" (any("x"), map("axes")) Over::None, "top_k_index(x, e -> k)", "their positions, i32", |e, g| e.top_k(g, true);
     "iota" (axis("axis")) Over::None, "iota(t)", "position along an axis, i32", |e, g| e.iota(g);
+    "feedback_round" (any("w"), any("scale"), any("order"), any("upper"), any("low"), any("high")) Over::None, "feedback_round(w, scale, order, upper, low, high)",
+        "codes round(w / scale) from low to high, the columns [c] one after another in the i32 order [c]; the error of the j-th, divided by upper[j, j], times upper[j, k] is taken from the k-th for all k > j (upper [c k])", |e, g| e.feedback_round(g);
     "inverse_factor" (any("inputs"), any("damp"), optional("descending")) Over::None, "inverse_factor(inputs, damp, descending)",
         "of a quantizer's second input H [c k], computed by the host: (order, live, upper) with order [c] the columns in the order of rounding (by descending diagonal, or as they are), live [c] 0 where nothing came in, upper [c k] with inverse(H + damp mean(diagonal)) = transpose(upper) upper in that order", |e, g| e.inverse_factor(g);
     // Axes.
@@ -502,6 +504,20 @@ impl<'p> Evaluator<'p, '_> {
         let (value, at) = (g.operand(1).value, g.span(1));
         let q = self.real(&value, at)?;
         self.make(g.span, &[(x, g.span(0))], |b| b.quantile(x, over[0], q)).map(Value::Tensor)
+    }
+
+    fn feedback_round(&mut self, g: &Given<'p>) -> Eval<Value<'p>> {
+        let mut operand = |at| g.tensor(self, at).map(|x| (x, g.span(at)));
+        let operands = [operand(0)?, operand(1)?, operand(2)?, operand(3)?];
+        let mut code = |at| self.real(&g.operand(at).value, g.span(at));
+        let (low, high) = (code(4)?, code(5)?);
+        let [(w, _), (scale, _), (order, at), (upper, _)] = operands;
+        let [axis] = self.b.axes(order)[..] else {
+            let found = super::value::tensor(self.b, order);
+            let d = Diagnostic::error(codes::WRONG_KIND, "the order of columns has one axis");
+            return Err(self.error(d.at(at, format!("this is {found}")).expected_found("an i32 tensor [c]", found)));
+        };
+        self.make(g.span, &operands, |b| b.feedback_round(w, scale, order, upper, axis, low, high)).map(Value::Tensor)
     }
 
     fn top_k(&mut self, g: &Given<'p>, positions: bool) -> Eval<Value<'p>> {
