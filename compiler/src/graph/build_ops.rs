@@ -316,7 +316,6 @@ impl Builder {
 
     /// Codes of `w` in units of `scale`, the columns of `axis` rounded in the given order and each one's error fed to the later ones; see
     /// [`Op::FeedbackRound`].
-    #[allow(clippy::too_many_arguments)]
     pub fn feedback_round(
         &mut self,
         w: NodeId,
