@@ -4,7 +4,7 @@
 //! *promises* that a closed standard output is the end, not an error.
 
 use super::program::Built;
-use crate::kernel::{Kernel, Target};
+use crate::kernel::Kernel;
 use crate::lang;
 use crate::optim::Assembly;
 use golf_grammar::{FileId, dump};
@@ -114,6 +114,7 @@ pub(super) fn plan(emits: &[Emit], b: &Built) -> Result<()> {
 /// Every kernel as MLIR, optimised LLVM IR or assembly, for the CPU's best tier and then the GPUs; PTX is the GPUs' assembly alone.
 #[cfg(feature = "mlir")]
 pub(super) fn code(emits: &[Emit], b: &Built) -> Result<()> {
+    use crate::kernel::Target;
     use crate::mlir::object::{Job, Text, text};
     use crate::mlir::tier::Tier;
     let of = |tier: Tier| move |kernel: &Kernel| Job { kernel: kernel.clone(), tier: tier.of_kernel(kernel) };
