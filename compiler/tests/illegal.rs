@@ -169,6 +169,8 @@ fn validation_data_in_training_or_calibration_is_refused() {
     illegal(Program { train, ..RIGHT }, "rule 3: a token may be trained on only after it was scored", train);
     let quantize = "int8 on all, calibrate = stream(\"val_0*.bin\")";
     illegal(Program { quantize, ..RIGHT }, "rule 3: validation data may only be scored", "calibrate");
+    let trained = "gptq8 on all, calibrate = stream(\"train_0*.bin\")";
+    legal(Program { quantize: trained, ..RIGHT });
     // Other files, even of a similar name.
     legal(Program { train: "data = stream(\"xval_*.bin\")", ..RIGHT });
 }

@@ -53,7 +53,7 @@ pub(super) fn text(model: &Model, b: &Built) -> String {
     );
     let _ = writeln!(
         s,
-        "  a chunk is adapted on only after it was scored; validation data reaches no training, averaging or packing graph: proven on the graphs"
+        "  a chunk is adapted on only after it was scored; validation data reaches no training, averaging, calibration or packing graph: proven on the graphs"
     );
     for planned in &b.planned {
         fusion(&mut s, planned);

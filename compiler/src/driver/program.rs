@@ -69,7 +69,7 @@ fn logits(g: &Graph) -> Option<(NodeId, AxisId)> {
     }
 }
 
-/// Proves the scoring graph legal and that no training, averaging or packing graph touches validation data. Errors are those of the
+/// Proves the scoring graph legal and that no training, averaging, calibration or packing graph touches validation data. Errors are those of the
 /// first graph that breaks a rule: the others are the same mistake again.
 pub(super) fn check_legality(a: &Assembly) -> Result<(), Vec<Diagnostic>> {
     for g in &a.graphs {

@@ -120,7 +120,7 @@ pub fn check_score(g: &Graph, nll: NodeId, vocab: AxisId, inputs: &Inputs) -> Re
     }
 }
 
-/// Checks a graph of training, averaging or packing: nothing it writes may depend on validation data.
+/// Checks a graph of training, averaging, calibration or packing: nothing it writes may depend on validation data.
 pub fn check_training(g: &Graph, inputs: &Inputs) -> Result<(), Vec<LegalityError>> {
     let check = Check::new(g, inputs);
     let errors: Vec<_> = g.effects.iter().filter_map(|e| check.rule(Rule::Validation, e.value)).collect();
