@@ -25,7 +25,7 @@ expect() {
 mkdir text
 cp "$root"/*.md "$root"/LICENSE "$root"/models/*.golf text/
 for f in "$root"/grammar/src/*.rs "$root"/runtime/src/*.rs "$root"/runtime/src/*/*.rs; do cp "$f" "text/$(echo "${f#"$root"/}" | tr / _)"; done
-"$golfc" data --tokenizer bytes --out data text >/dev/null
+"$golfc" data --tokenizer bytes --out data text/* >/dev/null
 "$golfc" "$root/models/tiny.golf" -o tiny
 ok "compiles ($(stat -c %s tiny) bytes)"
 [ "$(stat -c %s tiny)" -lt 30000000 ] || fail "executable of 30 MB or more"
@@ -43,6 +43,20 @@ for f in weights.safetensors artifact.golfa nll.f32 receipt.jsonl; do
 done
 ok "same bits with 1, 2 and 3 threads"
 grep -q '"val_bpb"' run1/submission.json && [ -s run1/README.md ] && [ -s run1/curve.svg ] || fail "report written"; ok "report written"
+
+# Calibrated quantisers, three lines of the program: codes that know what their weights are multiplied with lose less than half as much.
+"$root/tests/e2e/calibrated.sh" >gptq.golf
+"$golfc" gptq.golf -o gptq
+weights=(--weights run1/weights.safetensors)
+expect 2 "calibrates its quantisers.*--data DIR.*fineweb_train" ./gptq pack --out new0 "${weights[@]}"
+for t in 1 2 3; do ./gptq pack --data data --out "gptq$t" "${weights[@]}" --threads "$t" >calibrated.txt; done
+grep -q "^calibrate:32768 tokens, 13 matrices" calibrated.txt || fail "calibration is reported"
+cmp gptq1/artifact.golfa gptq2/artifact.golfa && cmp gptq1/artifact.golfa gptq3/artifact.golfa || fail "calibrated artifact differs over --threads 1, 2, 3"
+ok "the same calibrated artifact with 1, 2 and 3 threads"
+loss() { "./$1" score --data data --out "$2" --no-adapt "${@:3}" | sed -n 's/^sliding val_loss:\([0-9.]*\).*/\1/p'; }
+losses=$(echo "$(loss tiny whole "${weights[@]}") $(loss tiny run2) $(loss gptq gptq1)")
+awk '{ exit !($2 > $1 && $3 - $1 < ($2 - $1) / 2) }' <<<"$losses" || fail "calibrated codes lose less than half as much: $losses"
+ok "losses of the weights, with int6 and with gptq6: $losses"
 
 # Twenty kills, at steps and at byte offsets of checkpoint writes, then the same bits as undisturbed.
 seed=${KILL_SEED:-$RANDOM}

@@ -31,7 +31,7 @@ for p in ${PARTS:-kernels golden tiny bench tune torch}; do
   case $p in
     kernels)
       part "Kernels against the f64 reference"
-      for c in check_small check_wide; do kernels "$c"; done ;;
+      for c in check_small check_wide check_tiny; do kernels "$c"; done ;;
     golden)
       part "vrl11 at reduced sizes against the published bf16 program"
       run probe ./golden_run probe --weights golden/weights.safetensors --tokens golden/tokens.safetensors --out "$out/probe.safetensors" --device cuda:0
@@ -42,7 +42,13 @@ for p in ${PARTS:-kernels golden tiny bench tune torch}; do
       run tiny_cpu ./tiny train --data data --out "$out/tiny_cpu" --seed 7 --steps 60 --device cpu --overwrite
       if cmp "$out/tiny_gpu1/weights.safetensors" "$out/tiny_gpu2/weights.safetensors"; then line "two GPU runs: the same bits"; else line "FAILED: two GPU runs differ"; failed=1; fi
       run tiny_pack ./tiny pack --out "$out/tiny_gpu1"
-      run tiny_score ./tiny score --data data --out "$out/tiny_gpu1" --device cuda:0 ;;
+      run tiny_score ./tiny score --data data --out "$out/tiny_gpu1" --device cuda:0
+      part "Calibrated quantisers: the same weights packed on the GPU and on the CPU"
+      for d in cuda:0 cpu; do
+        run "gptq_${d%:0}" ./gptq pack --data data --out "$out/gptq_${d%:0}" --weights "$out/tiny_gpu1/weights.safetensors" --codes "$out/codes_${d%:0}.safetensors" --device "$d"
+      done
+      run gptq_codes python3 golden.py --codes "$out/codes_cuda.safetensors" "$out/codes_cpu.safetensors"
+      run gptq_score ./gptq score --data data --out "$out/gptq_cuda" --device cuda:0 ;;
     bench)
       part "vrl11, T=2048, 98,304 tokens a step, bf16: golf"
       LINES_SHOWN=60 run bench ./vrl11 bench --steps 10 --kernels 40 --evaluate --device cuda:0 ;;

@@ -32,10 +32,14 @@ for cut in 128x256 128x128-turns; do
 done
 say "tiny"
 "$golfc" models/tiny.golf "${gpu[@]}" -o "$out/tiny"
+say "tiny with calibrated quantisers, and its kernels"
+tests/e2e/calibrated.sh >"$cuts/gptq.golf"
+"$golfc" "$cuts/gptq.golf" "${gpu[@]}" -o "$out/gptq"
+"$golfc" "$cuts/gptq.golf" "${gpu[@]}" --emit-check -o "$out/check_tiny"
 text=$cuts/text; mkdir "$text"
 cp ./*.md LICENSE models/*.golf "$text/"
 for f in grammar/src/*.rs runtime/src/*.rs runtime/src/*/*.rs; do cp "$f" "$text/$(echo "$f" | tr / _)"; done
-"$golfc" data --tokenizer bytes --out "$out/data" "$text" >/dev/null
+"$golfc" data --tokenizer bytes --out "$out/data" "$text"/* >/dev/null
 cp tests/gpu/check.sh tests/gpu/golden.py tests/gpu/tune.py tests/bench/torch_vrl11.py tests/bench/torch_kernels.py "$out/"
-gzip -9 "$out"/{check_small,check_wide,golden_run,vrl11,tiny} "$out"/tune_*x* "$out"/golden/*.safetensors
+gzip -9 "$out"/{check_small,check_wide,check_tiny,golden_run,vrl11,tiny,gptq} "$out"/tune_*x* "$out"/golden/*.safetensors
 du -sh "$out"
