@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use super::code::{Code, pack};
 use super::cuda::fake;
 use crate::plan::*;
+use crate::quant::feedback;
 
 /// Vocabulary of the bytes tokenizer.
 pub const V: usize = 260;
@@ -218,14 +219,13 @@ kernels! {
         let scale = f16::from_f32((arg::<f32>(args, 1, V)[r] / 31.0).max(1e-4));
         *(*args.add(6)).cast::<f16>().add(r) = scale;
         let (order, live, upper) = (arg::<i32>(args, 2, V), arg::<f32>(args, 3, V), arg::<f32>(args, 4, V * V));
-        let mut x: Vec<f32> = arg::<f32>(args, 0, V * V)[r * V..][..V].iter().zip(&*live).map(|(x, l)| x * l).collect();
-        for j in 0..V {
-            let c = order[j] as usize;
-            let q = libm::rintf(x[c] / scale.to_f32()).clamp(-31.0, 31.0);
-            *(*args.add(5)).cast::<i8>().add(r * V + c) = q as i8;
-            *(*args.add(7)).cast::<f32>().add(r * V + c) = q * scale.to_f32();
-            let e = (x[c] - q * scale.to_f32()) / upper[j * V + j];
-            (j + 1..V).for_each(|k| x[order[k] as usize] -= e * upper[j * V + k]);
+        let x: Vec<f32> = arg::<f32>(args, 0, V * V)[r * V..][..V].iter().zip(&*live).map(|(x, l)| x * l).collect();
+        let scale = scale.to_f32();
+        let back = &mut arg::<f32>(args, 7, V * V)[r * V..][..V];
+        feedback::round(&x, &[scale], order, upper, (-31.0, 31.0), &mut vec![[0.0; _]; V], back);
+        for (code, back) in arg::<i8>(args, 5, V * V)[r * V..][..V].iter_mut().zip(back) {
+            *code = *back as i8;
+            *back *= scale;
         }
     }
 }
