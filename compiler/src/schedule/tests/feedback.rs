@@ -4,6 +4,9 @@ use super::{Scheduled, contents, families, same};
 use crate::graph::build::Builder;
 use crate::graph::interpret::{Contents, Tensor, interpret};
 use crate::graph::ir::{AxisRole, BufferKind, DType, Graph, NodeId};
+use golf_runtime::device::Pool;
+use golf_runtime::plan::InverseFactor;
+use golf_runtime::quant::inverse::Factor;
 use golf_runtime::safetensors::Reader;
 use std::path::Path;
 
@@ -79,38 +82,8 @@ fn operands_of_any_layout_come_into_the_kernels_form() {
     }
 }
 
-/// Order of visits and factor of `h` \[n, n\] as the published program has them, in f64: columns by descending diagonal, the upper triangular U with `U' U` the
-/// inverse. Columns without any input get a 1 on the diagonal; they are also given.
-fn factor(mut h: Vec<f64>, n: usize) -> (Vec<usize>, Vec<bool>, Vec<f64>) {
-    let live: Vec<bool> = (0..n).map(|c| h[c * n + c] != 0.0).collect();
-    (0..n).filter(|c| !live[*c]).for_each(|c| h[c * n + c] = 1.0);
-    let damp = 0.01 * (0..n).map(|c| h[c * n + c]).sum::<f64>() / n as f64;
-    (0..n).for_each(|c| h[c * n + c] += damp);
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|a, b| h[b * n + b].total_cmp(&h[a * n + a]));
-    let mut a: Vec<f64> = order.iter().flat_map(|r| order.iter().map(|c| h[r * n + c]).collect::<Vec<_>>()).collect();
-    // Gauss and Jordan, pivots on the diagonal of a positive definite matrix.
-    for p in 0..n {
-        let pivot = a[p * n + p];
-        a[p * n + p] = 1.0;
-        (0..n).for_each(|c| a[p * n + c] /= pivot);
-        for r in (0..n).filter(|r| *r != p) {
-            let times = std::mem::replace(&mut a[r * n + p], 0.0);
-            (0..n).for_each(|c| a[r * n + c] -= times * a[p * n + c]);
-        }
-    }
-    let mut u = vec![0.0; n * n];
-    for j in 0..n {
-        for k in j..n {
-            let rest = a[j * n + k] - (0..j).map(|i| u[i * n + j] * u[i * n + k]).sum::<f64>();
-            u[j * n + k] = if k == j { libm::sqrt(rest) } else { rest / u[j * n + j] };
-        }
-    }
-    (order, live, u)
-}
-
-/// Weights, input correlations, scales and codes of the published program (its own order of operations, in blocks of 128 columns): the interpreter and, for a
-/// matrix with columns without input and for the extra heavy-tailed one, the kernels of CPU and GPU.
+/// Weights, input correlations, scales and codes of the published program (its own order of operations, in blocks of 128 columns) with the runtime's factor:
+/// the interpreter and, for a matrix with columns without input and for the extra heavy-tailed one, the kernels of CPU and GPU.
 #[test]
 fn codes_are_those_of_the_published_program() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/S1541");
@@ -118,21 +91,25 @@ fn codes_are_those_of_the_published_program() {
         ["quant", "weights"].map(|f| Reader::open(&folder.join(f).with_extension("safetensors")).unwrap());
     let floats =
         |file: &Reader, name: &str| -> Vec<f64> { file.f32(name).unwrap().into_iter().map(f64::from).collect() };
+    let (how, mut pool) = (InverseFactor { tap: String::new(), damp: 0.01, descending: true }, Pool::new(1).unwrap());
     let (mut matrices, mut dead) = (0, 0);
     for name in golden.entries().keys().filter_map(|n| n.strip_prefix("q.")) {
-        let (scale, h) = (floats(&golden, &format!("scale.{name}")), floats(&golden, &format!("hessian.{name}")));
+        let scale = floats(&golden, &format!("scale.{name}"));
         let w = if name == "extra.heavy" { floats(&golden, "weight.extra.heavy") } else { floats(&weights, name) };
         let (rows, n) = (scale.len(), w.len() / scale.len());
-        let (order, live, u) = factor(h, n);
+        let h = golden.f32(&format!("hessian.{name}")).unwrap();
+        let factor = Factor::new(&h, n, &how, &mut pool).unwrap();
+        let columns = factor.live.iter().filter(|l| **l == 0.0).count();
+        let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect();
         let table = name == "tok_emb.weight";
         let g = graph(rows, n, false, true, if table { 127.0 } else { 31.0 });
         let tensor = |dims: &[usize], data: Vec<f64>| Tensor::new(dims, data).unwrap();
         let given: Contents = [
             ("w", tensor(&[rows, n], w)),
             ("scale", tensor(&[rows], scale)),
-            ("order", tensor(&[n], order.iter().map(|c| *c as f64).collect())),
-            ("live", tensor(&[n], live.iter().map(|l| f64::from(*l)).collect())),
-            ("upper", tensor(&[n, n], u.iter().map(|x| f64::from(*x as f32)).collect())),
+            ("order", tensor(&[n], factor.order.iter().map(|c| f64::from(*c)).collect())),
+            ("live", tensor(&[n], wide(&factor.live))),
+            ("upper", tensor(&[n, n], wide(&factor.upper))),
         ]
         .map(|(name, t)| (name.to_string(), t))
         .into();
@@ -140,7 +117,6 @@ fn codes_are_those_of_the_published_program() {
         let codes: Vec<_> = golden.i8(&format!("q.{name}")).unwrap().into_iter().map(f64::from).collect();
         let other = found["codes"].data.iter().zip(&codes).filter(|(a, b)| a != b).count();
         assert!(other * 1000 <= codes.len(), "{name}: {other} of {} codes", codes.len());
-        let columns = live.iter().filter(|l| !**l).count();
         if columns > 0 || name == "extra.heavy" {
             same_everywhere(&g, &given);
         }
