@@ -143,7 +143,7 @@ pub struct HostExpr {
 pub enum HostOp {
     Const(f64),
     /// A clock field by name. In the schedule and the hypers of training: `step` (steps done before this one), `progress` (time used /
-    /// budget), `step_time` (seconds), `budget` (seconds); hypers also see `scale`, the schedule's result. In conditions of averages,
+    /// budget), `step_time` (seconds), `budget` (seconds, [`Program::budget`]); hypers also see `scale`, the schedule's result. In conditions of averages,
     /// evaluated after a step: the same, `step` counting that step, and `scale`. In adaptation: `chunk`, `chunks`.
     Clock(String),
     Unary(HostUnary, u32),
@@ -374,7 +374,7 @@ pub struct Train {
     pub batch: u64,
     /// Tokens per row.
     pub seq: u32,
-    /// Time budget, seconds.
+    /// Time budget, seconds, of training and calibration together ([`Program::budget`] is what training has of it).
     pub stop: f64,
     /// Step cap shown as N in `step:i/N` and never exceeded.
     pub iterations: u64,
