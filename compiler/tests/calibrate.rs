@@ -48,9 +48,10 @@ quantize { weighed on matrices or tables, f16 on rest, calibrate = stream(\"c\")
 evaluate { data = stream(\"b\"), window = 24 }
 ";
 
-fn program() -> Model {
+fn program(sets: &[&str]) -> Model {
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
     let mut map = SourceMap::new();
-    let input = Input { path: "calibrate.golf", bytes: PROGRAM.as_bytes(), sets: &[] };
+    let input = Input { path: "calibrate.golf", bytes: PROGRAM.as_bytes(), sets: &sets };
     load(&mut map, &input).unwrap_or_else(|list| panic!("{}", render_all(&map, &list, false)))
 }
 
@@ -65,7 +66,7 @@ fn graphs(precision: DType) -> Vec<Graph> {
         calibrate_rows: 2,
         adapt: false,
     };
-    assemble(&program(), &sizes, precision).unwrap_or_else(|e| panic!("{}", e.message)).graphs
+    assemble(&program(&[]), &sizes, precision).unwrap_or_else(|e| panic!("{}", e.message)).graphs
 }
 
 fn calibrate(precision: DType) -> Graph {
@@ -146,6 +147,22 @@ fn agrees(run: impl Fn(&Contents) -> Contents, tolerance: f64, what: &str) {
         let off = relative(&found[name].data, &sum.data);
         assert!(off <= tolerance, "{what}: {name} is {off:.2e} off");
     }
+}
+
+#[test]
+fn settings_of_calibration_have_defaults_and_can_be_set() {
+    let said = |sets: &[&str]| {
+        let c = program(sets).quantize.calibrate.unwrap();
+        (c.data, c.sequences, c.reserve)
+    };
+    let stream = |name: &str, sequences: u64, reserve: f64| (name.to_string(), sequences, reserve);
+    // 2% of the second that `train.stop` gives.
+    assert_eq!(said(&[]), stream("c", 4, 0.02));
+    let more = ["quantize.calibrate.tokens=seq", "quantize.calibrate.reserve=0.5s", "quantize.calibrate.pattern=\"d\""];
+    assert_eq!(said(&more), stream("d", 1, 0.5));
+    let bare = "quantize.calibrate=stream(\"e\")";
+    assert_eq!(said(&[bare]), stream("e", 128, 0.02));
+    assert_eq!(said(&[bare, "quantize.calibrate.tokens=48"]), stream("e", 2, 0.02));
 }
 
 #[test]
