@@ -337,7 +337,7 @@ mod tests {
             tokens: 131_072,
             sequences: 64,
             matrices: 12,
-            seconds: 3.14,
+            seconds: 3.12,
             train_seconds,
             stop: 600.0,
         };
