@@ -38,6 +38,7 @@ fn main() -> Result<(), String> {
                 k,
                 v: k,
                 y: q,
+                epilogue: None,
                 dy: q,
                 dq: q,
                 dk: k,

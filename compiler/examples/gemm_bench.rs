@@ -6,7 +6,8 @@
 use golf_compiler::graph::build::Builder;
 use golf_compiler::graph::ir::{AxisRole, BufferKind, DType, Graph};
 use golf_compiler::kernel::Kernel;
-use golf_compiler::kernel::gemm::{EpilogueArg, Gemm, Operand};
+use golf_compiler::kernel::epilogue::EpilogueArg;
+use golf_compiler::kernel::gemm::{Gemm, Operand};
 use golf_compiler::mlir::jit::Loaded;
 use golf_compiler::mlir::object::Job;
 use golf_compiler::mlir::tier::Tier;

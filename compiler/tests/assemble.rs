@@ -117,6 +117,16 @@ fn meant(arch: Arch, kernel: &Kernel, entry: &str) -> &'static [&'static str] {
             ".shared::cluster.global",
             "mbarrier.try_wait.parity",
         ],
+        // Rows that an epilogue finished are stored from registers.
+        (Kernel::Attend(k), "main") if k.epilogue.is_some() => &[
+            "wgmma.mma_async.sync.aligned.m64n",
+            ".shared::cluster.global",
+            "setmaxnreg.inc",
+            "setmaxnreg.dec",
+            "ex2.approx.ftz.f32",
+            "ld.global.nc.v4",
+            "st.global.v4",
+        ],
         (Kernel::Attend(_), "main" | "dkdv" | "dq") => &[
             "wgmma.mma_async.sync.aligned.m64n",
             ".shared::cluster.global",

@@ -3,6 +3,7 @@
 //! Every sum is one sequential FMA chain over ascending k (pairs of k in bf16 on `cpu-avx512bf16`), started from `init`: blocking never
 //! shows in the bits, and continuing a chain (`accumulate`) over micro-batches equals one long chain.
 
+use super::epilogue::{self, EpilogueArg};
 use super::gpu::gemm::Cut;
 use super::{Launch, LaunchArg, round_up};
 use crate::graph::ir::{DType, EffectMode, Graph, Node, Op};
@@ -21,19 +22,6 @@ pub struct Operand {
     pub k: i64,
     /// Element stride of each batch index.
     pub batch: Vec<i64>,
-}
-
-/// An epilogue argument: addressed by (batch.., m, n) strides; 0 where it does not vary.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct EpilogueArg {
-    #[allow(missing_docs)]
-    pub offset: i64,
-    #[allow(missing_docs)]
-    pub batch: Vec<i64>,
-    #[allow(missing_docs)]
-    pub m: i64,
-    #[allow(missing_docs)]
-    pub n: i64,
 }
 
 /// A contraction. Arguments: A, B, then the epilogue's buffers except the pseudo-buffer 0.
@@ -183,7 +171,9 @@ impl Gemm {
 
     /// Bytes of the memory that the epilogue's buffers span.
     pub fn output_bytes(&self) -> u64 {
-        self.epilogue.buffers.iter().skip(1).zip(&self.args).map(|(b, a)| self.arg_bytes(b.ty.dtype, a)).sum()
+        let one =
+            |(b, a): (&crate::graph::ir::Buffer, &EpilogueArg)| a.bytes(&self.batch, (self.m, self.n), b.ty.dtype);
+        self.epilogue.buffers.iter().skip(1).zip(&self.args).map(one).sum()
     }
 
     /// Says what an epilogue may not hold: every output varies along m and n, every op is element-wise.
@@ -196,32 +186,12 @@ impl Gemm {
                 return Err("an output of the epilogue does not vary along m and n".into());
             }
         }
-        for node in &body.nodes {
-            match node.op {
-                Op::Read(_) | Op::Const(_) | Op::Iota(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) => {}
-                Op::Broadcast | Op::StraightThrough | Op::StopGradient => {}
-                _ => return Err(format!("{:?} is not element-wise and cannot be in an epilogue", node.op)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Which nodes of the epilogue its effects use.
-    pub fn epilogue_needs(&self) -> Vec<bool> {
-        let body = &self.epilogue;
-        let mut needed = vec![false; body.nodes.len()];
-        body.effects.iter().for_each(|effect| needed[effect.value.0 as usize] = true);
-        for (i, node) in body.nodes.iter().enumerate().rev() {
-            if needed[i] {
-                node.args.iter().for_each(|a| needed[a.0 as usize] = true);
-            }
-        }
-        needed
+        epilogue::check_ops(body, false)
     }
 
     /// Buffers of the epilogue that its effects read, in order, each once.
     pub fn epilogue_reads(&self) -> Vec<usize> {
-        let (body, needed) = (&self.epilogue, self.epilogue_needs());
+        let (body, needed) = (&self.epilogue, epilogue::needs(&self.epilogue));
         let reads = body.nodes.iter().zip(&needed).filter_map(|(node, &needed)| match node.op {
             Op::Read(buffer) if needed => Some(buffer.0 as usize),
             _ => None,
@@ -240,12 +210,5 @@ impl Gemm {
             _ if has(0) => Level::Row,
             _ => Level::Block,
         }
-    }
-
-    /// Bytes of the memory that an epilogue buffer spans.
-    fn arg_bytes(&self, dtype: DType, arg: &EpilogueArg) -> u64 {
-        let extent = |stride: i64, size: usize| if stride == 0 { 1 } else { size };
-        let batch: usize = arg.batch.iter().zip(&self.batch).map(|(s, n)| extent(*s, *n)).product();
-        (batch * extent(arg.m, self.m) * extent(arg.n, self.n) * dtype.bytes()) as u64
     }
 }

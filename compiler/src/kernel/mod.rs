@@ -9,6 +9,7 @@
 //! [`Graph`] over the kernel's own axes, so there is one semantics (the graph interpreter's) for everything that is fused.
 
 pub mod attend;
+pub mod epilogue;
 pub mod feedback;
 pub mod gemm;
 pub mod gpu;

@@ -3,6 +3,7 @@
 //! *Takes* a [`Kernel`]; *gives* a few lines of text; *promises* that equal text means equal descriptions, so that its hash names the
 //! generated code.
 
+use super::epilogue::EpilogueArg;
 use super::{Kernel, attend, gemm, row};
 use crate::graph::infer::dtype_name;
 use crate::graph::ir::{AxisId, EffectMode, Graph, Op, Type};
@@ -61,11 +62,15 @@ fn gemm(out: &mut String, k: &gemm::Gemm) -> std::fmt::Result {
         let dtype = dtype_name(o.dtype);
         writeln!(out, "  {name}: {dtype} offset={} row={} k={} batch={:?}", o.offset, o.row, o.k, o.batch)?;
     }
-    for (buffer, arg) in k.epilogue.buffers.iter().skip(1).zip(&k.args) {
-        let ty = ty(&k.epilogue, &buffer.ty);
+    epilogue(out, &k.epilogue, &k.args)
+}
+
+fn epilogue(out: &mut String, g: &Graph, args: &[EpilogueArg]) -> std::fmt::Result {
+    for (buffer, arg) in g.buffers.iter().skip(1).zip(args) {
+        let ty = ty(g, &buffer.ty);
         writeln!(out, "  {}: {ty} offset={} batch={:?} m={} n={}", buffer.name, arg.offset, arg.batch, arg.m, arg.n)?;
     }
-    body(out, &k.epilogue)
+    body(out, g)
 }
 
 fn attend(out: &mut String, k: &attend::AttendKernel) -> std::fmt::Result {
@@ -87,7 +92,8 @@ fn attend(out: &mut String, k: &attend::AttendKernel) -> std::fmt::Result {
         k.window,
         k.document
     )?;
-    let mut operands = vec![("q", &k.q), ("k", &k.k), ("v", &k.v), ("y", &k.y)];
+    let mut operands = vec![("q", &k.q), ("k", &k.k), ("v", &k.v)];
+    operands.extend(k.epilogue.is_none().then_some(("y", &k.y)));
     if k.pass == attend::Pass::Backward {
         operands.extend([("dy", &k.dy), ("dq", &k.dq), ("dk", &k.dk), ("dv", &k.dv)]);
     }
@@ -95,7 +101,7 @@ fn attend(out: &mut String, k: &attend::AttendKernel) -> std::fmt::Result {
         let attend::Strides { offset, batch, time, kv, group } = s;
         writeln!(out, "  {name}: offset={offset} batch={batch} time={time} kv={kv} group={group}")?;
     }
-    Ok(())
+    k.epilogue.as_ref().map_or(Ok(()), |p| epilogue(out, &p.body, &p.args))
 }
 
 fn body(out: &mut String, g: &Graph) -> std::fmt::Result {

@@ -5,7 +5,7 @@
 
 use super::emit::{Cmp, Elem, Emit, Ty, V};
 use super::math;
-use crate::graph::ir::{Binary, DType, Reduce, Unary};
+use crate::graph::ir::{Binary, DType, Node, Op, Reduce, Unary};
 
 /// Element of a value inside a kernel: all floats are f32, narrower integers i32, booleans i1.
 pub fn value_elem(dtype: DType) -> Elem {
@@ -13,6 +13,23 @@ pub fn value_elem(dtype: DType) -> Elem {
         DType::F32 | DType::Bf16 | DType::F16 => Elem::F32,
         DType::I32 | DType::I8 => Elem::I32,
         DType::Bool => Elem::I1,
+    }
+}
+
+/// A node of an epilogue that reads nothing, its operands given by number.
+pub fn node<'c>(e: &Emit<'c>, node: &Node, arg: impl Fn(usize) -> V<'c>) -> V<'c> {
+    match &node.op {
+        Op::Const(x) => match node.ty.dtype {
+            DType::I32 | DType::I8 => e.iconst(Ty::of(Elem::I32), x.get() as i64),
+            DType::Bool => e.iconst(Ty::of(Elem::I1), (x.get() != 0.0) as i64),
+            _ => e.fconst(Ty::of(Elem::F32), x.get()),
+        },
+        Op::Unary(op) => unary(e, *op, arg(0)),
+        Op::Binary(op) => binary(e, *op, arg(0), arg(1)),
+        Op::Select => e.select(arg(0), arg(1), arg(2)),
+        Op::Cast(to) => cast(e, arg(0), *to),
+        Op::Broadcast | Op::StraightThrough | Op::StopGradient => arg(0),
+        other => unreachable!("{other:?} was refused by `check_ops`"),
     }
 }
 

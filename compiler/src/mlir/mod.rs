@@ -9,6 +9,7 @@
 pub mod cpu;
 pub mod elementwise;
 pub mod emit;
+mod epilogue;
 pub mod execute;
 pub mod gpu;
 pub mod jit;

@@ -13,7 +13,8 @@ use super::link;
 use crate::graph::build::Builder;
 use crate::graph::ir::{AxisRole, BufferKind, DType};
 use crate::kernel::Kernel;
-use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
+use crate::kernel::epilogue::EpilogueArg;
+use crate::kernel::gemm::{Gemm, Operand};
 use crate::mlir::object::Options;
 
 /// `y = a b` of 4 x 4 matrices.

@@ -3,7 +3,7 @@
 //! *Takes* a prepared graph and an assignment of nodes to clusters; *gives* [`Walk`], which follows a value back to what a cluster must
 //! read, and says why a value cannot be computed there; *promises* that what it accepts is allowed by the kernel contracts.
 
-use super::contract::{Digit, Digits, Frame, Place};
+use super::contract::{Digit, Digits, Frame, Place, Space};
 use super::layout::{View, axes, buffer_of, numel, size};
 use super::prepare::{Prepared, is_move};
 use crate::graph::ir::{AxisId, Graph, NodeId, Op};
@@ -27,7 +27,10 @@ pub(super) enum Kind {
         digits: BTreeMap<NodeId, Digits>,
     },
     /// One attention kernel: `Attend` and `AttendLse`, or up to three `AttendGrad`s.
-    Attend,
+    Attend {
+        /// What else is homed in it: work on the finished rows of its `Attend`.
+        rows: Option<Box<Finish>>,
+    },
     /// A scatter-add.
     Scatter,
     /// A host routine.
@@ -36,13 +39,50 @@ pub(super) enum Kind {
     Feedback,
 }
 
+/// The epilogue of attention.
+#[derive(Clone, Debug)]
+pub(super) struct Finish {
+    /// The `Attend`.
+    pub y: NodeId,
+    /// Its index space.
+    pub space: Space,
+    /// Axes of the homed nodes, attention's own but y aside, in the index space.
+    pub digits: BTreeMap<NodeId, Digits>,
+}
+
+/// The epilogue of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Epilogue<'k> {
+    /// The value it starts from.
+    pub results: NodeId,
+    /// The index space.
+    pub space: &'k Space,
+    /// Axes of the homed nodes in the index space.
+    pub digits: &'k BTreeMap<NodeId, Digits>,
+    /// Whether whole rows are at hand, so that reductions along n can be made.
+    pub rows: bool,
+}
+
 impl Kind {
+    /// The kernel's epilogue; rows have none, attention only where something was fused to it.
+    pub fn epilogue(&self) -> Option<Epilogue<'_>> {
+        match self {
+            Kind::Gemm { dot, frame, digits } => {
+                Some(Epilogue { results: *dot, space: &frame.space, digits, rows: false })
+            }
+            Kind::Attend { rows: Some(f) } => {
+                Some(Epilogue { results: f.y, space: &f.space, digits: &f.digits, rows: true })
+            }
+            Kind::Row { .. } | Kind::Attend { rows: None } | Kind::Scatter | Kind::Quantile | Kind::Feedback => None,
+        }
+    }
+
     /// Family name, as of kernels.
     pub fn family(&self) -> &'static str {
         match self {
             Kind::Row { .. } => "row",
             Kind::Gemm { .. } => "gemm",
-            Kind::Attend => "attend",
+            Kind::Attend { .. } => "attend",
             Kind::Scatter => "scatter",
             Kind::Quantile => "quantile",
             Kind::Feedback => "feedback",
@@ -137,7 +177,7 @@ pub(super) struct Walk<'a> {
     pub uses: BTreeMap<NodeId, Use>,
     /// Values in the order in which they can be computed.
     pub order: Vec<NodeId>,
-    /// Gemm: where the axes of each value are.
+    /// Epilogues: where the axes of each value are.
     pub digits: BTreeMap<NodeId, Digits>,
 }
 
@@ -183,11 +223,8 @@ impl<'a> Walk<'a> {
 
     /// Follows a value that the cluster has to produce.
     pub fn root(&mut self, n: NodeId) -> Result<(), Refusal> {
-        let digits = match &self.clusters.list[self.cluster].kind {
-            Kind::Gemm { digits, .. } => digits.get(&n).cloned().unwrap_or_default(),
-            _ => Digits::new(),
-        };
-        self.visit(n, &digits)
+        let known = self.epilogue().and_then(|p| p.digits.get(&n).cloned());
+        self.visit(n, &known.unwrap_or_default())
     }
 
     /// Follows the operands of a node that is about to be homed in the cluster, its axes being at these places.
@@ -195,11 +232,15 @@ impl<'a> Walk<'a> {
         self.compute(n, true, digits)
     }
 
-    /// Follows a value with its axes at given places of a Gemm's index space (ignored by row clusters).
+    fn epilogue(&self) -> Option<Epilogue<'a>> {
+        self.clusters.list[self.cluster].kind.epilogue()
+    }
+
+    /// Follows a value with its axes at given places of an epilogue's index space (ignored by row clusters).
     pub fn visit(&mut self, n: NodeId, digits: &Digits) -> Result<(), Refusal> {
         let g = self.clusters.g();
-        let gemm = matches!(self.clusters.list[self.cluster].kind, Kind::Gemm { .. });
-        let mine: Digits = if gemm {
+        let epilogue = self.epilogue();
+        let mine: Digits = if epilogue.is_some() {
             digits.iter().filter(|(a, _)| axes(g, n).contains(a)).map(|(a, d)| (*a, *d)).collect()
         } else {
             Digits::new()
@@ -214,9 +255,7 @@ impl<'a> Walk<'a> {
         let home = self.clusters.home(n);
         let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
         let here = home == Some(self.cluster);
-        if let (Kind::Gemm { digits: known, .. }, true) = (&self.clusters.list[self.cluster].kind, here)
-            && known.get(&n).is_some_and(|d| *d != mine)
-        {
+        if here && epilogue.is_some_and(|p| p.digits.get(&n).is_some_and(|d| *d != mine)) {
             return Err(refuse(n, "is needed along other indices than it is computed along"));
         }
         let what = if here && self.depth == Depth::New {
@@ -226,15 +265,13 @@ impl<'a> Walk<'a> {
         } else if let Some(view) = self.clusters.leaf(n, self.cluster, inlined) {
             self.check_leaf(n, view, &mine)?;
             Use::Leaf(view.clone())
-        } else if let (Kind::Gemm { dot, .. }, true) = (&self.clusters.list[self.cluster].kind, here)
-            && *dot == n
-        {
+        } else if here && epilogue.is_some_and(|p| p.results == n) {
             Use::Acc
         } else {
             self.compute(n, here, &mine)?;
             Use::Compute
         };
-        if gemm {
+        if epilogue.is_some() {
             self.digits.insert(n, mine);
         }
         self.uses.insert(n, what);
@@ -252,8 +289,8 @@ impl<'a> Walk<'a> {
     }
 
     fn check_leaf(&self, n: NodeId, view: &View, digits: &Digits) -> Result<(), Refusal> {
-        let Kind::Gemm { frame, .. } = &self.clusters.list[self.cluster].kind else { return Ok(()) };
-        match frame.linear(self.clusters.g(), view, digits) {
+        let Some(p) = self.epilogue() else { return Ok(()) };
+        match p.space.linear(self.clusters.g(), view, digits) {
             Some(_) => Ok(()),
             None => Err(refuse(n, "is not addressed by one stride along m and one along n")),
         }
@@ -265,17 +302,12 @@ impl<'a> Walk<'a> {
         if !here && !can_inline(&node.op) {
             return Err(refuse(n, "is computed elsewhere"));
         }
-        let list = &self.clusters.list;
-        let gemm = match &list[self.cluster].kind {
-            Kind::Row { outer } => {
-                row_legal(g, n, outer).map_err(|why| refuse(n, &why))?;
-                None
-            }
-            Kind::Gemm { frame, .. } => Some(frame.as_ref()),
-            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {
-                return Err(refuse(n, "this family fuses nothing"));
-            }
-        };
+        let epilogue = self.epilogue();
+        match &self.clusters.list[self.cluster].kind {
+            Kind::Row { outer } => row_legal(g, n, outer).map_err(|why| refuse(n, &why))?,
+            _ if epilogue.is_none() => return Err(refuse(n, "this family fuses nothing")),
+            _ => {}
+        }
         let inlined = |x: NodeId| self.clusters.inlined.contains(&x) || self.also.contains(&x);
         // These look at other rows, so their operand has to be in memory.
         if matches!(node.op, Op::Shift(..) | Op::Gather(_))
@@ -283,8 +315,8 @@ impl<'a> Walk<'a> {
         {
             return Err(refuse(node.args[0], "has to be in memory, because other rows of it are read"));
         }
-        let inner = match gemm {
-            Some(frame) => epilogue_operand(g, frame, n, digits).map_err(|why| refuse(n, &why))?,
+        let inner = match epilogue {
+            Some(p) => epilogue_operand(g, p, n, digits).map_err(|why| refuse(n, &why))?,
             None => Digits::new(),
         };
         for arg in &node.args {
@@ -310,6 +342,11 @@ pub(super) fn can_inline(op: &Op) -> bool {
 /// Element-wise, or nothing at all.
 pub(super) fn is_elementwise(op: &Op) -> bool {
     matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Cast(_) | Op::Broadcast | Op::StopGradient)
+}
+
+/// What attention kernels are made for.
+pub(super) fn is_attention(op: &Op) -> bool {
+    matches!(op, Op::Attend(_) | Op::AttendLse(_) | Op::AttendGrad(..))
 }
 
 /// Axes that an op treats as a whole, so that it cannot be computed position by position along them.
@@ -379,14 +416,25 @@ pub(super) fn row_legal(g: &Graph, n: NodeId, outer: &[AxisId]) -> Result<(), St
 }
 
 /// Places of the operands' axes of an epilogue op, from those of its result.
-fn epilogue_operand(g: &Graph, frame: &Frame, n: NodeId, digits: &Digits) -> Result<Digits, String> {
+fn epilogue_operand(g: &Graph, p: Epilogue<'_>, n: NodeId, digits: &Digits) -> Result<Digits, String> {
     let node = &g.nodes[n.0 as usize];
     match &node.op {
         op if is_elementwise(op) => Ok(digits.clone()),
         Op::Const(_) => Ok(Digits::new()),
+        Op::Reduce(_, over) if p.rows => {
+            let size = p.space.n.size;
+            match &over[..] {
+                [a] if super::layout::size(g, *a) == size && digits.values().all(|d| d.place != Place::N) => {
+                    let mut out = digits.clone();
+                    out.insert(*a, Digit { place: Place::N, stride: 1, size });
+                    Ok(out)
+                }
+                _ => Err("reduces along something else than the rows at hand".to_string()),
+            }
+        }
         Op::Iota(a) => match digits.get(a) {
             _ if size(g, *a) == 1 => Ok(Digits::new()),
-            Some(d) if d.stride == 1 && d.size == frame.group(d.place).size => Ok(Digits::new()),
+            Some(d) if d.stride == 1 && d.size == p.space.group(d.place).size => Ok(Digits::new()),
             _ => Err("counts along a part of an index".to_string()),
         },
         Op::Rename(from, to) => Ok(renamed(digits, *to, *from)),
@@ -469,10 +517,10 @@ fn joined(digits: &Digits, axes: &[AxisId]) -> Option<Result<Digit, String>> {
 }
 
 /// True when the axes of a node cover the whole index space.
-pub(super) fn covers(frame: &Frame, digits: &Digits) -> bool {
-    frame.places().into_iter().all(|place: Place| {
+pub(super) fn covers(space: &Space, digits: &Digits) -> bool {
+    space.places().into_iter().all(|place: Place| {
         let product: usize = digits.values().filter(|d| d.place == place).map(|d| d.size).product();
-        product == frame.group(place).size
+        product == space.group(place).size
     })
 }
 

@@ -38,8 +38,19 @@ pub(super) struct Digit {
     pub size: usize,
 }
 
-/// Where the axes of a value are in the index space of a product. Axes of size 1 are left out.
+/// Where the axes of a value are in an index space. Axes of size 1 are left out.
 pub(super) type Digits = BTreeMap<AxisId, Digit>;
+
+/// The index space of results: of a product, or of attention (whose m is the position, n the head dimension).
+#[derive(Clone, Debug)]
+pub(super) struct Space {
+    /// Batch indices, outermost first.
+    pub batch: Vec<Group>,
+    /// Row index.
+    pub m: Group,
+    /// Column index.
+    pub n: Group,
+}
 
 /// A contraction as `batch x (m, n, k)`.
 #[derive(Clone, Debug)]
@@ -48,12 +59,8 @@ pub(super) struct Frame {
     pub a: View,
     /// Operand with n.
     pub b: View,
-    /// Batch indices, outermost first.
-    pub batch: Vec<Group>,
-    /// Row index.
-    pub m: Group,
-    /// Column index.
-    pub n: Group,
+    /// Everything but k.
+    pub space: Space,
     /// Contracted length.
     pub k: usize,
     /// Strides of k in A and B.
@@ -71,7 +78,14 @@ pub(super) struct Copy {
     pub why: String,
 }
 
-impl Frame {
+impl std::ops::Deref for Frame {
+    type Target = Space;
+    fn deref(&self) -> &Space {
+        &self.space
+    }
+}
+
+impl Space {
     /// The group of a place.
     pub fn group(&self, place: Place) -> &Group {
         match place {
@@ -88,7 +102,7 @@ impl Frame {
         all
     }
 
-    /// The result's axes in the frame.
+    /// The result's axes.
     pub fn digits(&self, g: &Graph) -> Digits {
         let mut out = Digits::new();
         for place in self.places() {
@@ -104,7 +118,7 @@ impl Frame {
         out
     }
 
-    /// Stride of a view along each place, if it is linear in every flat index of the frame; axes are located by `digits`.
+    /// Stride of a view along each place, if it is linear in every flat index; axes are located by `digits`.
     pub fn linear(&self, g: &Graph, view: &View, digits: &Digits) -> Option<BTreeMap<Place, i64>> {
         let mut out = BTreeMap::new();
         let real: Vec<_> = view.axes.iter().filter(|(a, _)| size(g, *a) != 1).collect();
@@ -217,5 +231,5 @@ pub(super) fn frame(g: &Graph, layouts: &Layouts, dot: NodeId) -> Result<Frame, 
             return Err(copy(i, free, &k_axes, "has stride 1 along neither index"));
         }
     }
-    Ok(Frame { a, b, batch, m, n, k, k_strides: (ka, kb) })
+    Ok(Frame { a, b, space: Space { batch, m, n }, k, k_strides: (ka, kb) })
 }

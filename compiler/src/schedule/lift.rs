@@ -7,7 +7,7 @@
 
 use super::{Arg, Memory, Step};
 use crate::graph::ir::{Bits, Buffer, BufferId, BufferKind, DType, Graph, Op, Type};
-use crate::kernel::{Kernel, gemm::EpilogueArg, row::RowArg};
+use crate::kernel::{Kernel, epilogue::EpilogueArg, row::RowArg};
 use std::collections::BTreeMap;
 
 /// Lifts constants in place.
@@ -35,7 +35,8 @@ fn body(k: &Kernel) -> Option<&Graph> {
     match k {
         Kernel::Row(k) => Some(&k.graph),
         Kernel::Gemm(k) => Some(&k.epilogue),
-        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
+        Kernel::Attend(k) => k.epilogue.as_ref().map(|p| &p.body),
+        Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
     }
 }
 
@@ -43,7 +44,8 @@ fn body_mut(k: &mut Kernel) -> Option<&mut Graph> {
     match k {
         Kernel::Row(k) => Some(&mut k.graph),
         Kernel::Gemm(k) => Some(&mut k.epilogue),
-        Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
+        Kernel::Attend(k) => k.epilogue.as_mut().map(|p| &mut p.body),
+        Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => None,
     }
 }
 
@@ -88,11 +90,14 @@ fn read_constants(step: &mut Step, places: &[usize]) {
         step.args.push(Arg { memory: Memory::Constant(bits), offset: 0 });
         match &mut step.kernel {
             Kernel::Row(k) => k.args.push(RowArg { offset: 0, strides: Vec::new(), per_task: false }),
-            Kernel::Gemm(k) => {
-                let batch = vec![0; k.batch.len()];
-                k.args.push(EpilogueArg { offset: 0, batch, m: 0, n: 0 });
-            }
-            Kernel::Attend(_) | Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => {}
+            Kernel::Gemm(k) => k.args.push(scalar(k.batch.len())),
+            Kernel::Attend(k) => k.epilogue.iter_mut().for_each(|p| p.args.push(scalar(3))),
+            Kernel::Scatter(_) | Kernel::Quantile(_) | Kernel::Feedback(_) => {}
         }
     }
+}
+
+/// One number for the whole of an epilogue.
+fn scalar(batch: usize) -> EpilogueArg {
+    EpilogueArg { offset: 0, batch: vec![0; batch], m: 0, n: 0 }
 }

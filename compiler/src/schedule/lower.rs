@@ -4,12 +4,13 @@
 //! descriptions (names by order of first use, offsets in the argument where alignment allows), so that equal work has equal text.
 
 use super::Error;
-use super::cluster::{Clusters, Kind};
-use super::contract::{Frame, Place};
+use super::cluster::{Clusters, Kind, is_attention};
+use super::contract::{Place, Space};
 use super::layout::{View, axes, buffer_of, dense, numel, size};
 use super::prepare::attend_axes;
 use super::store::Body;
 use crate::graph::ir::{Attend, AttendArg, AxisId, BufferId, DType, Effect, EffectMode, Graph, Node, NodeId, Op};
+use crate::kernel::epilogue::Epilogue;
 use crate::kernel::{Kernel, attend, feedback, quantile, scatter};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -154,7 +155,7 @@ impl Lower<'_, '_> {
         match &self.c.list[i].kind {
             Kind::Row { .. } => self.row(i),
             Kind::Gemm { .. } => self.gemm(i),
-            Kind::Attend => self.attend(i),
+            Kind::Attend { .. } => self.attend(i),
             Kind::Scatter => self.scatter(i),
             Kind::Quantile => self.quantile(i),
             Kind::Feedback => self.feedback(i),
@@ -228,7 +229,8 @@ impl Lower<'_, '_> {
 
     fn attend(&mut self, i: usize) -> Result<Lowered, String> {
         let g = self.c.g();
-        let homed = self.homed(i);
+        let mut homed = self.homed(i);
+        homed.retain(|n| is_attention(&g.nodes[n.0 as usize].op));
         let first = &g.nodes[homed[0].0 as usize];
         let (how, pass) = match first.op {
             Op::Attend(a) | Op::AttendLse(a) => (a, attend::Pass::Forward),
@@ -267,9 +269,14 @@ impl Lower<'_, '_> {
                 if let Some(d) = document {
                     args.push(self.whole(d)?);
                 }
-                kernel.y = self.result(i, 0, y, q, &shape, &mut args)?;
+                let (epilogue, more) = self.finished(i)?.unzip();
+                kernel.epilogue = epilogue;
+                if kernel.epilogue.is_none() {
+                    kernel.y = self.result(i, 0, y, q, &shape, &mut args)?;
+                }
                 let rows = kernel.batch * kernel.time * kernel.kv * kernel.group;
                 args.push(self.result_memory(i, 1, lse, DType::F32, rows));
+                args.extend(more.unwrap_or_default());
             }
             attend::Pass::Backward => {
                 kernel.q = self.operand(q, &shape, &mut args)?;
@@ -288,8 +295,32 @@ impl Lower<'_, '_> {
             }
         }
         let mut lowered = self.finish(i, Kernel::Attend(kernel), args);
-        lowered.nodes = homed;
+        homed.retain(|n| !lowered.nodes.contains(n));
+        lowered.nodes = [homed, lowered.nodes].concat();
         Ok(lowered)
+    }
+
+    /// What attention makes of its rows, if anything, and the arguments.
+    fn finished(&mut self, i: usize) -> Result<Option<(Box<Epilogue>, Vec<Slot>)>, String> {
+        let g = self.c.g();
+        let body = &self.bodies[i];
+        let given = |n: &NodeId| is_attention(&g.nodes[n.0 as usize].op);
+        let Some(p) = self.c.list[i].kind.epilogue() else { return Ok(None) };
+        if body.effects.is_empty() && body.stored.iter().all(given) {
+            return Ok(None);
+        }
+        let mut out = super::lower_epilogue::Epilogue::new(g, p.space).map_err(super::lower_epilogue::text)?;
+        self.values(&mut out, body)?;
+        for n in body.stored.iter().filter(|n| body.digits.contains_key(n)) {
+            self.stored(&mut out, *n, body)?;
+        }
+        for e in &body.effects {
+            let value = self.c.p.effects[*e].value;
+            let target = self.target(*e);
+            out.write(value, (target.memory, target.dtype), &target.view, &body.digits[&value], None)?;
+        }
+        let (body, args, slots) = out.finish();
+        Ok(Some((Box::new(Epilogue { body, args }), slots)))
     }
 
     /// An attention operand: its strides, and the argument.
@@ -454,6 +485,7 @@ fn nothing() -> attend::AttendKernel {
         k: zero,
         v: zero,
         y: zero,
+        epilogue: None,
         dy: zero,
         dq: zero,
         dk: zero,
@@ -461,10 +493,10 @@ fn nothing() -> attend::AttendKernel {
     }
 }
 
-/// Stride of each place of a frame.
-pub(super) fn placed(frame: &Frame, strides: &BTreeMap<Place, i64>) -> (Vec<i64>, i64, i64) {
+/// Stride of each place of an index space.
+pub(super) fn placed(space: &Space, strides: &BTreeMap<Place, i64>) -> (Vec<i64>, i64, i64) {
     let at = |p: Place| strides.get(&p).copied().unwrap_or(0);
-    ((0..frame.batch.len()).map(|i| at(Place::Batch(i))).collect(), at(Place::M), at(Place::N))
+    ((0..space.batch.len()).map(|i| at(Place::Batch(i))).collect(), at(Place::M), at(Place::N))
 }
 
 /// A body as part of a description: no origins, axes and buffers kept, values that nothing needs dropped.

@@ -23,6 +23,7 @@ mod fuse;
 mod layout;
 mod lift;
 mod lower;
+mod lower_epilogue;
 mod lower_gemm;
 mod lower_row;
 pub mod memory;
@@ -125,8 +126,8 @@ pub fn schedule(graph: &Graph) -> Result<Scheduled, Error> {
     schedule_with(graph, &Options::default())
 }
 
-/// [`schedule`] with options. A fused kernel that no emitter takes makes the whole graph unfused; a kernel that is not taken even then
-/// is an error.
+/// [`schedule`] with options. An epilogue of attention that no emitter takes becomes a row kernel again; another fused kernel makes the whole graph
+/// unfused; a kernel that is not taken even then is an error.
 pub fn schedule_with(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
     checked(graph, options, &Taken::default())
 }
@@ -137,11 +138,18 @@ type Taken = std::sync::Mutex<BTreeSet<String>>;
 /// [`schedule_with`], with a memory of what emitters take.
 fn checked(graph: &Graph, options: &Options, taken: &Taken) -> Result<Scheduled, Error> {
     let mut options = *options;
+    // Attention that stays alone, and why.
+    let mut plain = BTreeMap::new();
     loop {
-        let s = once(graph, &options)?;
-        match s.steps.iter().find_map(|step| refusal(&step.kernel, options.target, taken)) {
+        let s = once(graph, &options, &plain)?;
+        let refused = |step: &Step| {
+            let epilogue = matches!(&step.kernel, Kernel::Attend(k) if k.epilogue.is_some());
+            refusal(&step.kernel, options.target, taken).map(|why| (epilogue.then(|| step.nodes.clone()), why))
+        };
+        match s.steps.iter().find_map(refused) {
             None => return Ok(s),
-            Some(why) if !options.fuse => return Err(Error::new(&graph.name, why)),
+            Some((Some(nodes), why)) => plain.extend(nodes.into_iter().map(|n| (n, why.clone()))),
+            Some((_, why)) if !options.fuse => return Err(Error::new(&graph.name, why)),
             Some(_) => options.fuse = false,
         }
     }
@@ -162,9 +170,9 @@ fn refusal(k: &Kernel, target: Target, taken: &Taken) -> Option<String> {
     why
 }
 
-fn once(graph: &Graph, options: &Options) -> Result<Scheduled, Error> {
+fn once(graph: &Graph, options: &Options, plain: &BTreeMap<NodeId, String>) -> Result<Scheduled, Error> {
     let prepared = prepare::prepare(graph, options.target)?;
-    let mut clusters = fuse::fuse(&prepared, options.fuse)?;
+    let mut clusters = fuse::fuse(&prepared, options.fuse, plain)?;
     let bodies = store::store(&mut clusters, options.fuse)?;
     let mut waiting = BTreeSet::new();
     let (kernels, sizes, order) = loop {

@@ -128,6 +128,8 @@ fn in_place(kernel: &Lowered, buffer: BufferId) -> bool {
             matches!(n.op, Op::Shift(..) | Op::Gather(_)) && source == Some(&Op::Read(BufferId(*arg as u32)))
         }),
         (Kernel::Gemm(_), Some(arg)) => *arg >= 2,
+        // Other rows of it are read.
+        (Kernel::Attend(k), Some(arg)) => k.accesses()[*arg] == Access::Write,
         _ => true,
     }
 }

@@ -13,7 +13,7 @@ use crate::kernel::feedback::Feedback;
 use crate::kernel::gemm::{Gemm, Operand};
 use crate::kernel::row::Row;
 use crate::kernel::scatter::Scatter;
-use crate::kernel::{Kernel, gemm::EpilogueArg};
+use crate::kernel::{Kernel, epilogue::EpilogueArg};
 use std::collections::BTreeMap;
 
 /// A byte address.
@@ -269,49 +269,51 @@ fn gemm(k: &Gemm, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
             return Err("a product that is said to be symmetric is not".to_string());
         }
     }
-    let all = [&k.batch[..], &[k.m, k.n]].concat();
+    if k.accumulate && g.effects.len() != 1 {
+        return Err("an accumulating product has one output".to_string());
+    }
+    if g.effects.iter().any(|e| (e.mode == EffectMode::Accumulate) != k.accumulate) {
+        return Err("only an accumulating product has an accumulating effect".to_string());
+    }
+    if g.effects.iter().any(|e| k.args[e.buffer.0 as usize - 1].n != 1) {
+        return Err("an output of a product is not contiguous along n".to_string());
+    }
+    epilogue((g, &k.args), acc, &args[2..], heap)
+}
+
+/// Runs an epilogue on finished results, batch by batch, row by row; `pointers` are those of the buffers 1.. .
+fn epilogue(
+    (g, args): (&Graph, &[EpilogueArg]),
+    results: Vec<f64>,
+    pointers: &[Pointer],
+    heap: &mut Heap,
+) -> Outcome<()> {
     let mut contents = Contents::new();
-    let strides_of = |b: usize, arg: &EpilogueArg| -> Vec<i64> {
-        let axes = &g.buffers[b].ty.axes;
-        axes.iter()
-            .map(|a| match a.0 as usize {
-                0 => arg.m,
-                1 => arg.n,
-                i => arg.batch[i - 2],
-            })
-            .collect()
+    let strides_of = |b: usize, axes: &[AxisId]| -> Vec<i64> {
+        let has = |a: &AxisId| g.buffers[b].ty.axes.contains(a);
+        axes.iter().map(|a| if has(a) { args[b - 1].stride(a.0) } else { 0 }).collect()
     };
     let read = |b: usize| g.nodes.iter().any(|n| n.op == Op::Read(crate::graph::ir::BufferId(b as u32)));
     for (i, buffer) in g.buffers.iter().enumerate().skip(1).filter(|(i, _)| read(*i)) {
-        let arg = &k.args[i - 1];
         let dims = dims(g, &buffer.ty.axes);
-        let at = offsets(&dims, &strides_of(i, arg), arg.offset);
-        let data = at.iter().map(|o| heap.load(args[i + 1], buffer.ty.dtype, *o)).collect::<Outcome<Vec<_>>>()?;
+        let at = offsets(&dims, &strides_of(i, &buffer.ty.axes), args[i - 1].offset);
+        let data = at.iter().map(|o| heap.load(pointers[i - 1], buffer.ty.dtype, *o)).collect::<Outcome<Vec<_>>>()?;
         contents.insert(buffer.name.clone(), Tensor { dims, data });
     }
-    contents.insert(g.buffers[0].name.clone(), Tensor { dims: all, data: acc });
+    let results = Tensor { dims: dims(g, &g.buffers[0].ty.axes), data: results };
+    contents.insert(g.buffers[0].name.clone(), results);
     let wanted: Vec<_> = g.effects.iter().map(|e| e.value).collect();
-    if k.accumulate && wanted.len() != 1 {
-        return Err("an accumulating product has one output".to_string());
-    }
     let results = values(g, &contents, &wanted, &Options::default()).map_err(|e| e.to_string())?;
     for (effect, value) in g.effects.iter().zip(results) {
-        if (effect.mode == EffectMode::Accumulate) != k.accumulate {
-            return Err("only an accumulating product has an accumulating effect".to_string());
-        }
         let b = effect.buffer.0 as usize;
-        let arg = &k.args[b - 1];
-        if arg.n != 1 {
-            return Err("an output of a product is not contiguous along n".to_string());
-        }
-        let from = &g.nodes[effect.value.0 as usize].ty.axes;
-        let to = &g.buffers[b].ty.axes;
-        let own = strides_of(b, arg);
-        let strides: Vec<_> = from.iter().map(|a| to.iter().position(|x| x == a).map_or(0, |i| own[i])).collect();
-        let dtype = g.buffers[b].ty.dtype;
-        for (x, o) in value.data.iter().zip(offsets(&value.dims, &strides, arg.offset)) {
-            let old = if k.accumulate { heap.load(args[b + 1], dtype, o)? } else { 0.0 };
-            heap.store(args[b + 1], dtype, o, old + x)?;
+        let strides = strides_of(b, &g.nodes[effect.value.0 as usize].ty.axes);
+        let (to, dtype) = (pointers[b - 1], g.buffers[b].ty.dtype);
+        for (x, o) in value.data.iter().zip(offsets(&value.dims, &strides, args[b - 1].offset)) {
+            let old = match effect.mode {
+                EffectMode::Assign => 0.0,
+                EffectMode::Accumulate => heap.load(to, dtype, o)?,
+            };
+            heap.store(to, dtype, o, old + x)?;
         }
     }
     Ok(())
@@ -336,7 +338,10 @@ fn documents(k: &AttendKernel, p: Option<Pointer>, heap: &Heap, b: usize) -> Out
 
 fn attend(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
     let document = k.documents().map(|i| args[i]);
-    let (y, lse) = (args[args.len() - 2], args[args.len() - 1]);
+    k.check_epilogue()?;
+    let lse = args[k.lse()];
+    // In the order of an epilogue's results: batch, kv head, group, position.
+    let mut rows = Vec::new();
     for b in 0..k.batch {
         let document = documents(k, document, heap, b)?;
         for kv in 0..k.kv {
@@ -359,7 +364,10 @@ fn attend(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
                             let v = heap.load(args[2], k.dtype, at(&k.v, b, *key, kv, 0, d))?;
                             sum += libm::exp(s - most) / total * v;
                         }
-                        heap.store(y, k.dtype, at(&k.y, b, q, kv, group, d), sum)?;
+                        match &k.epilogue {
+                            None => heap.store(args[k.lse() - 1], k.dtype, at(&k.y, b, q, kv, group, d), sum)?,
+                            Some(_) => rows.push(sum),
+                        }
                     }
                     let row = ((b * k.time + q) * k.kv + kv) * k.group + group;
                     heap.store(lse, DType::F32, row as i64, most + libm::log(total))?;
@@ -367,7 +375,8 @@ fn attend(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {
             }
         }
     }
-    Ok(())
+    let Some(p) = &k.epilogue else { return Ok(()) };
+    epilogue((&p.body, &p.args), rows, &args[k.lse() + 1..], heap)
 }
 
 fn attend_grad(k: &AttendKernel, args: &[Pointer], heap: &mut Heap) -> Outcome<()> {

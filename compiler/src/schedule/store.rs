@@ -7,7 +7,7 @@
 //! another kernel needs", values are taken out of memory one at a time or in groups that derive from one other value, as long as that pays.
 
 use super::Error;
-use super::cluster::{Clusters, Depth, Kind, Use, Walk, can_inline};
+use super::cluster::{Clusters, Depth, Kind, Use, Walk, can_inline, is_attention};
 use super::contract::Digits;
 use super::layout::{View, axes, buffer_of, numel};
 use crate::graph::ir::{Graph, NodeId, Op};
@@ -37,7 +37,7 @@ pub(super) struct Body {
     pub uses: BTreeMap<NodeId, Use>,
     /// Values in computable order.
     pub order: Vec<NodeId>,
-    /// Gemm: where the axes of values are.
+    /// Epilogues: where the axes of values are.
     pub digits: BTreeMap<NodeId, Digits>,
     /// Stored values and `Read`s it needs, operands of anchors included.
     pub reads: BTreeSet<NodeId>,
@@ -219,11 +219,13 @@ impl<'c, 'p> Store<'c, 'p> {
         }
         let g = self.c.g();
         match &cluster.kind {
-            Kind::Row { .. } | Kind::Gemm { .. } => {
+            Kind::Row { .. } | Kind::Gemm { .. } | Kind::Attend { rows: Some(_) } => {
                 let mut walk = Walk::new(self.c, c, Depth::Full, also);
                 let fail = |r: super::cluster::Refusal| format!("kernel {c}: %{} {}", r.node.0, r.why);
                 let mut roots: BTreeSet<_> = body.stored.clone();
                 roots.extend(body.effects.iter().map(|e| self.c.p.effects[*e].value));
+                // Attention gives it beside the rows.
+                roots.retain(|n| !matches!(g.nodes[n.0 as usize].op, Op::AttendLse(_)));
                 for n in &roots {
                     walk.root(*n).map_err(fail)?;
                 }
@@ -236,7 +238,7 @@ impl<'c, 'p> Store<'c, 'p> {
                 body.finishes = uses.iter().filter(|(_, u)| matches!(u, Use::Partial(_))).map(|(n, _)| *n).collect();
                 (body.uses, body.order, body.digits) = (uses, order, digits);
             }
-            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {}
+            Kind::Attend { rows: None } | Kind::Scatter | Kind::Quantile | Kind::Feedback => {}
         }
         body.reads.extend(operands(self.c, c, &self.homed[c]).into_iter().map(|v| v.base));
         body.cost = self.cost(&body);
@@ -384,7 +386,7 @@ impl<'c, 'p> Store<'c, 'p> {
         let large = |b: &Body| b.reads.iter().filter(|n| elements(n) * LARGE > largest).count();
         let grew = new.reads.len() > old.reads.len();
         let most = match self.c.list[c].kind {
-            Kind::Gemm { .. } => MOST_ARGS.1,
+            Kind::Gemm { .. } | Kind::Attend { .. } => MOST_ARGS.1,
             _ => MOST_ARGS.0,
         };
         let shifts = |b: &Body| {
@@ -419,6 +421,7 @@ pub(super) fn operands(c: &Clusters<'_>, cluster: usize, homed: &[NodeId]) -> Ve
     match &c.list[cluster].kind {
         Kind::Row { .. } => Vec::new(),
         Kind::Gemm { frame, .. } => vec![frame.a.clone(), frame.b.clone()],
-        Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => homed.iter().flat_map(of).collect(),
+        Kind::Attend { .. } => homed.iter().filter(|n| is_attention(&g.nodes[n.0 as usize].op)).flat_map(of).collect(),
+        Kind::Scatter | Kind::Quantile | Kind::Feedback => homed.iter().flat_map(of).collect(),
     }
 }

@@ -204,6 +204,8 @@ pub fn check(k: &AttendKernel) -> Result<(), String> {
         return Err(format!("attention on a GPU takes up to {} rows of all heads, found {blocks}", i32::MAX));
     }
     let tensors: &[(&str, &Strides, usize)] = match k.pass {
+        // The results of an epilogue have rules of their own.
+        Pass::Forward if k.epilogue.is_some() => &[("q", &k.q, k.group), ("k", &k.k, 1), ("v", &k.v, 1)],
         Pass::Forward => &[("q", &k.q, k.group), ("k", &k.k, 1), ("v", &k.v, 1), ("y", &k.y, k.group)],
         Pass::Backward => &[
             ("q", &k.q, k.group),
@@ -226,6 +228,35 @@ pub fn check(k: &AttendKernel) -> Result<(), String> {
                 "attention on a GPU needs rows of {name} at multiples of 16 bytes: its strides over time, key/value heads, group and batch are \
                  {}, {}, {}, {} elements from {}",
                 s.time, s.kv, s.group, s.batch, s.offset
+            ));
+        }
+    }
+    check_epilogue(k)
+}
+
+/// Says why no emitter would take the epilogue.
+fn check_epilogue(k: &AttendKernel) -> Result<(), String> {
+    k.check_epilogue()?;
+    let Some(epilogue) = &k.epilogue else { return Ok(()) };
+    // Of a head dimension of 128 each takes 32 registers for each of two rows, beside the 64 of y.
+    let (most, peak) = (if k.dim <= COLUMNS { 4 } else { 3 }, epilogue.peak());
+    if peak > most {
+        return Err(format!(
+            "an epilogue of attention has registers for {most} rows beside its own, needed are {peak}"
+        ));
+    }
+    for (dtype, arg) in epilogue.buffers().filter(|(_, arg)| arg.n != 0) {
+        let unit = match dtype.bytes() {
+            2 => 8,
+            4 => 2,
+            _ => return Err(format!("an epilogue of attention takes no rows of {dtype:?}")),
+        };
+        let moves = arg.batch.iter().zip(k.heads()).filter(|(_, n)| *n > 1).map(|(s, _)| *s);
+        if arg.n != 1 || moves.chain([arg.offset, arg.m]).any(|s| s % unit != 0) {
+            return Err(format!(
+                "an epilogue of attention needs rows at multiples of {unit} elements: strides over batch, key/value heads and group are {:?}, over \
+                 time {}, along the head dimension {}, from {}",
+                arg.batch, arg.m, arg.n, arg.offset
             ));
         }
     }
@@ -301,14 +332,17 @@ pub fn launches(k: &AttendKernel) -> Vec<Launch> {
     match k.pass {
         Pass::Forward => {
             let s = Shape::forward(k);
-            let maps = vec![
-                map(k, 0, &k.q, g, ROWS),
-                map(k, 1, &k.k, 1, s.step),
-                map(k, 2, &k.v, 1, s.step),
-                map(k, 3, &k.y, g, ROWS),
-            ];
-            let work = (2 * product, 2 * q + 2 * kv + statistics / 2);
-            let args = with(vec![Arg(0), Arg(1), Arg(2), result(0), result(1)]);
+            let mut maps = vec![map(k, 0, &k.q, g, ROWS), map(k, 1, &k.k, 1, s.step), map(k, 2, &k.v, 1, s.step)];
+            let work = (2 * product, q + 2 * kv + k.result_bytes() + statistics / 2);
+            let mut args = vec![Arg(0), Arg(1), Arg(2)];
+            match &k.epilogue {
+                None => {
+                    maps.push(map(k, 3, &k.y, g, ROWS));
+                    args.extend([result(0), result(1)]);
+                }
+                Some(_) => args.extend((k.lse()..k.arity()).map(Arg)),
+            }
+            let args = with(args);
             all.push(launch("main", Order::queries(k, &s).blocks(k), args, work, grid(&s, maps)));
         }
         Pass::Backward => {

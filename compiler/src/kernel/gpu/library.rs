@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::graph::build::Builder;
     use crate::graph::ir::{AxisRole, BufferKind, Graph, Unary};
-    use crate::kernel::gemm::EpilogueArg;
+    use crate::kernel::epilogue::EpilogueArg;
     use crate::kernel::gpu::{Arch, tuning::Tuning};
     use crate::kernel::{Kernel, Target};
 

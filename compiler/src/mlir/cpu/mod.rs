@@ -3,6 +3,7 @@
 //! *Takes* a kernel description; *gives* its functions in a [`Unit`]; *promises* one function per launch, named [`symbol`], of type
 //! `golf_runtime::plan::KernelFn`.
 
+mod args;
 pub mod attend;
 mod gemm;
 pub mod row;

@@ -1,6 +1,6 @@
 //! The builder's operations: they verify, lower to PTX, and `ptxas` takes it where there is one.
 
-use super::attend::tests::{Case, kernel};
+use super::attend::tests::{Case, finishing, kernel};
 use super::gemm::tests::gemm;
 use super::ops::*;
 use crate::graph::ir::DType;
@@ -214,4 +214,5 @@ fn kernels_read_as_meant() {
     let c = Case { batch: 1, time: 256, kv: 1, group: 1, dim: 64, causal: true, window: None, document: false };
     outlines("attend_forward", kernel(c, Pass::Forward));
     outlines("attend_backward", kernel(c, Pass::Backward));
+    outlines("attend_finishing", finishing(c, true));
 }

@@ -7,7 +7,8 @@ use crate::graph::build::Builder;
 use crate::graph::interpret::{Tensor, interpret};
 use crate::graph::ir::{AxisRole, BufferKind, DType, Graph};
 use crate::kernel::Kernel;
-use crate::kernel::gemm::{EpilogueArg, Gemm, Operand};
+use crate::kernel::epilogue::EpilogueArg;
+use crate::kernel::gemm::{Gemm, Operand};
 
 /// A matrix of the test in memory: [outer, k] or [k, outer], rows padded, after an offset.
 struct Matrix {

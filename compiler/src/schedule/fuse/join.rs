@@ -65,7 +65,7 @@ impl Fuse<'_> {
                 Digits::new()
             }
             Kind::Gemm { .. } => self.epilogue_digits(n, c)?,
-            Kind::Attend | Kind::Scatter | Kind::Quantile | Kind::Feedback => {
+            Kind::Attend { .. } | Kind::Scatter | Kind::Quantile | Kind::Feedback => {
                 return Err(refuse("comes from a kernel that fuses nothing"));
             }
         };
@@ -137,7 +137,7 @@ impl Fuse<'_> {
     }
 
     /// Outputs of a value.
-    fn targets(&self, n: NodeId) -> Vec<usize> {
+    pub(super) fn targets(&self, n: NodeId) -> Vec<usize> {
         self.outputs.get(&n).cloned().unwrap_or_default()
     }
 
@@ -215,6 +215,11 @@ impl Fuse<'_> {
         {
             return;
         }
+        self.unite(from, into);
+    }
+
+    /// Everything of one cluster becomes another's.
+    pub(super) fn unite(&mut self, from: usize, into: usize) {
         self.c.spot.iter_mut().filter(|s| **s == Spot::In(from)).for_each(|s| *s = Spot::In(into));
         let Cluster { deps, columns, bases, span, .. } =
             std::mem::replace(&mut self.c.list[from], empty(Kind::Quantile));

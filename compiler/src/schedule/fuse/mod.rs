@@ -5,8 +5,10 @@
 //!
 //! Nodes are taken in order. Anchors (contractions, attention, scatter-adds, host routines) open clusters of their own. Element-wise work joins the
 //! cluster of its latest operand, be it a row kernel or the epilogue of a contraction, unless that would make a cycle or is not allowed there;
-//! reductions join row kernels only. Cheap functions of one stored value stay loose: every kernel computes them for itself.
+//! reductions join row kernels only. Cheap functions of one stored value stay loose: every kernel computes them for itself. At last, row kernels that finish
+//! rows of attention become its epilogues ([`finish`]).
 
+mod finish;
 mod join;
 mod reach;
 mod rows;
@@ -32,8 +34,8 @@ const EPILOGUE_OPERANDS: (usize, usize) = (1, 2);
 /// A leaf is large for a value if it has more than 1/8 of its elements.
 const LARGE: usize = 8;
 
-/// Assigns nodes to clusters. Without `fuse` every node is its own kernel.
-pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
+/// Assigns nodes to clusters. Without `fuse` every node is its own kernel. Attention in `plain` gets no epilogue, for these reasons.
+pub(super) fn fuse<'p>(p: &'p Prepared, fuse: bool, plain: &BTreeMap<NodeId, String>) -> Result<Clusters<'p>, Error> {
     let n = p.graph.nodes.len();
     let clusters = Clusters {
         p,
@@ -66,6 +68,9 @@ pub(super) fn fuse(p: &Prepared, fuse: bool) -> Result<Clusters<'_>, Error> {
             let name = crate::graph::ops::row(&p.graph.nodes[r.node.0 as usize].op).name;
             Error::new(&p.graph.name, format!("no kernel can compute %{} ({name}): {}", r.node.0, r.why))
         })?;
+    }
+    if fuse {
+        f.finish_rows(plain);
     }
     Ok(f.c)
 }
@@ -190,7 +195,7 @@ impl Fuse<'_> {
                 return Ok(());
             }
         }
-        let c = self.anchor(n, Kind::Attend)?;
+        let c = self.anchor(n, Kind::Attend { rows: None })?;
         self.attends.insert(key, c);
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use super::{contents, families, same};
 use crate::graph::build::Builder;
-use crate::graph::ir::{AxisId, AxisRole, Binary, BufferKind, DType, NodeId, Reduce};
+use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, Bits, BufferKind, DType, NodeId, Reduce};
+use crate::kernel::gpu::Arch;
+use crate::kernel::{Kernel, Target};
+use crate::schedule::{Options, Step, schedule_with};
 
 struct Small {
     b: Builder,
@@ -339,4 +342,111 @@ fn constants_and_counters() {
     s.out("fill", fill);
     let g = s.finish();
     same(&g, &contents(&g, &[]), 1e-6);
+}
+
+/// Causal attention of 2 key/value heads with 3 query heads each: the graph so far, y \[b t kv g hd\], v \[b t kv hd\], (kv, g, hd).
+fn attention() -> (Small, NodeId, NodeId, (AxisId, AxisId, AxisId)) {
+    let mut s = Small::new(2, 70, 6, 3);
+    let mut axis = |name: &str, n| s.b.axis(name, n, AxisRole::Plain).unwrap();
+    let (kv, g, hd) = (axis("kv", 2), axis("g", 3), axis("hd", 24));
+    let q = s.input("q", &[s.bt, s.t, kv, g, hd]);
+    let [k, v] = ["k", "v"].map(|name| s.input(name, &[s.bt, s.t, kv, hd]));
+    let how = Attend { time: s.t, dim: hd, scale: Bits::new(0.25), causal: true, window: None, document: false };
+    let y = s.b.attend(how, q, k, v, None).unwrap();
+    (s, y, v, (kv, g, hd))
+}
+
+#[test]
+fn work_on_its_rows_joins_attention() {
+    // Element-wise work and reductions along the head dimension; values of every shape are given.
+    let (mut s, y, v, (.., hd)) = attention();
+    let sq = s.b.mul(v, v).unwrap();
+    let length = s.b.sum(sq, &[hd]).unwrap();
+    let n = s.b.div(v, length).unwrap();
+    let p = s.b.mul(y, n).unwrap();
+    let along = s.b.sum(p, &[hd]).unwrap();
+    let part = s.b.outer(Binary::Mul, along, n).unwrap();
+    let rest = s.b.sub(y, part).unwrap();
+    for (name, x) in [("rest", rest), ("along", along), ("length", length), ("y", y)] {
+        s.out(name, x);
+    }
+    let g = s.finish();
+    let done = same(&g, &contents(&g, &[]), 1e-5);
+    assert_eq!(families(&done), ["attend"]);
+    // A factor for each query head.
+    let (mut s, y, _, (kv, g, _)) = attention();
+    let gate = s.input("gate", &[s.bt, s.t, s.d]);
+    let gate = s.b.split(gate, s.d, &[kv, g]).unwrap();
+    let y = s.b.mul(y, gate).unwrap();
+    s.out("o", y);
+    let g = s.finish();
+    let done = same(&g, &contents(&g, &[]), 1e-5);
+    assert_eq!(families(&done), ["attend"]);
+}
+
+/// Families, and why what follows attention did not join it.
+fn apart(s: Small) -> (Vec<&'static str>, String) {
+    let g = s.finish();
+    let done = same(&g, &contents(&g, &[]), 1e-5);
+    let why = done.refused.values().filter(|r| r.family == "attend").map(|r| r.why.clone());
+    (families(&done), why.collect::<Vec<_>>().join("; "))
+}
+
+#[test]
+fn what_needs_more_than_its_rows_does_not_join_attention() {
+    // Other heads.
+    let (mut s, y, _, (kv, ..)) = attention();
+    let sum = s.b.sum(y, &[kv]).unwrap();
+    s.out("o", sum);
+    let (kernels, why) = apart(s);
+    assert!(kernels == ["attend", "row"] && why.contains("along something else"), "{kernels:?}, {why}");
+    // Sums over positions.
+    let (mut s, y, ..) = attention();
+    let sq = s.b.mul(y, y).unwrap();
+    let sum = s.b.sum(sq, &[s.bt, s.t]).unwrap();
+    s.out("o", sq);
+    s.out("sum", sum);
+    let (kernels, why) = apart(s);
+    assert!(kernels == ["attend", "row", "row"] && why.contains("sums over its rows"), "{kernels:?}, {why}");
+    // Heads merged before: key/value heads and groups are two indices of attention.
+    let (mut s, y, _, (kv, g, _)) = attention();
+    let gate = s.input("gate", &[s.bt, s.t, s.d]);
+    let y = s.b.merge(y, &[kv, g], s.d).unwrap();
+    let y = s.b.mul(y, gate).unwrap();
+    s.out("o", y);
+    let (kernels, why) = apart(s);
+    assert!(kernels == ["attend", "row"] && why.contains("has not"), "{kernels:?}, {why}");
+    // Values that all six query heads would read again.
+    let (mut s, y, _, (.., hd)) = attention();
+    let mut z = y;
+    for name in ["c", "d"] {
+        let x = s.input(name, &[s.bt, s.t, hd]);
+        z = s.b.mul(z, x).unwrap();
+    }
+    s.out("o", z);
+    let (kernels, why) = apart(s);
+    assert!(kernels == ["attend", "row"] && why.contains("once per query head"), "{kernels:?}, {why}");
+}
+
+/// Five rows that are needed before and after a reduction: more than a GPU's registers hold beside attention's result.
+#[test]
+fn what_a_target_cannot_hold_stays_a_row_kernel() {
+    let (mut s, y, _, (kv, g, hd)) = attention();
+    let all: Vec<_> = (0..5).map(|i| s.input(&format!("x{i}"), &[s.bt, s.t, kv, g, hd])).collect();
+    let times = |s: &mut Small, from| all.iter().fold(from, |z, x| s.b.mul(z, *x).unwrap());
+    let z = times(&mut s, y);
+    let sum = s.b.sum(z, &[hd]).unwrap();
+    let z = s.b.mul(y, sum).unwrap();
+    let z = times(&mut s, z);
+    s.out("o", z);
+    let mut graph = s.finish();
+    same(&graph, &contents(&graph, &[]), 1e-5);
+    graph.compute = DType::Bf16;
+    for (target, fused) in [(Target::Cpu, true), (Target::Gpu(Arch::Sm90a), false), (Target::Gpu(Arch::Sm80), false)] {
+        let done = schedule_with(&graph, &Options { fuse: true, target }).unwrap();
+        let epilogue = |s: &Step| matches!(&s.kernel, Kernel::Attend(k) if k.epilogue.is_some());
+        assert_eq!(done.steps.iter().any(epilogue), fused, "{target:?}");
+        let held = done.refused.values().all(|r| !r.why.contains("registers for 4 rows"));
+        assert_eq!(held, fused, "{target:?}");
+    }
 }

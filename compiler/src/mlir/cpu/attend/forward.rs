@@ -1,12 +1,14 @@
 //! Forward: for a block of 64 queries, walk the key blocks in ascending order with a running maximum and sum per row.
 
+use super::super::args::Args;
+use super::finish::Line;
 use super::mask::{Documents, Mask, where_met};
 use super::pack::at_rows;
 use super::tile::{ROWS, load_tile, load_word, load_words, product, store_rows, store_tile};
 use super::{Shape, div_rem, head};
 use crate::kernel::attend::BLOCK;
 use crate::mlir::emit::{Elem, Emit, F32, F32X16, Ty, V};
-use crate::mlir::math;
+use crate::mlir::{epilogue, math};
 
 /// Score of a masked key, in base-2 units: far below any real score and finite.
 const MASKED: f64 = -1e30;
@@ -51,7 +53,7 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
     walk(e, lo, edge, k.window.is_some() || k.document);
     walk(e, edge, hi, true);
 
-    let y = head(e, args[n - 2], shape.elem, &k.y, b, kv, g);
+    let y = k.epilogue.is_none().then(|| head(e, args[k.lse() - 1], shape.elem, &k.y, b, kv, g));
     let lse_at = e.add(e.mul_n(b, (k.time * k.kv * k.group) as i64), e.add(e.mul_n(kv, k.group as i64), g));
     let rows_left = e.sub(e.i(k.time as i64), first);
     let rows = e.min(rows_left, e.i(BLOCK as i64));
@@ -59,17 +61,25 @@ pub(super) fn emit<'c>(e: &Emit<'c>, shape: &Shape, task: V<'c>, args: &[V<'c>],
         let total = e.reduce(e.load(e.gep(sum, Elem::F32, e.mul_n(r, 16)), F32X16), |a, b| e.add(a, b));
         let inverse = e.splat(e.div(e.fconst(F32, 1.0), total), 16);
         let t = e.add(first, r);
-        let to = e.gep(y, shape.elem, e.mul_n(t, k.y.time));
         let from = e.gep(out, Elem::F32, e.mul_n(r, s.dim as i64));
-        for c in (0..k.dim).step_by(16) {
-            let v = e.mul(e.load(e.gep_const(from, Elem::F32, c as i64), F32X16), inverse);
-            store_values(e, shape, v, e.gep_const(to, shape.elem, c as i64), k.dim - c);
+        let part = |c: usize| e.mul(e.load(e.gep_const(from, Elem::F32, c as i64), F32X16), inverse);
+        if let Some(y) = y {
+            let to = e.gep(y, shape.elem, e.mul_n(t, k.y.time));
+            for c in (0..k.dim).step_by(16) {
+                store_values(e, shape, part(c), e.gep_const(to, shape.elem, c as i64), k.dim - c);
+            }
+        }
+        if let Some(p) = &k.epilogue {
+            let results = (0..k.dim).step_by(16).map(part).collect();
+            let args = Args { body: &p.body, args: &p.args, pointers: &args[k.lse() + 1..n] };
+            let line = Line { k, args, heads: [b, kv, g], row: t, results };
+            epilogue::store(e, &p.body, &line, &epilogue::evaluate(e, &p.body, &line));
         }
         // Natural units: (max + log2 sum) ln 2 = max ln 2 + ln sum.
         let ln = e.extract(math::log(e, e.splat(total, 16)), 0);
         let m = e.load(e.gep(max, Elem::F32, r), F32);
         let lse = e.fma(m, e.fconst(F32, std::f64::consts::LN_2), ln);
-        e.store(lse, e.gep(args[n - 1], Elem::F32, e.add(lse_at, e.mul_n(t, (k.kv * k.group) as i64))));
+        e.store(lse, e.gep(args[k.lse()], Elem::F32, e.add(lse_at, e.mul_n(t, (k.kv * k.group) as i64))));
         vec![]
     });
 }

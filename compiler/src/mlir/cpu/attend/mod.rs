@@ -8,6 +8,7 @@
 //! positions to blocks of 64 and the head dimension to 16 with zeros, so the tiles have no edges; only masks and final stores know the true sizes.
 
 mod backward;
+mod finish;
 mod forward;
 mod mask;
 mod pack;

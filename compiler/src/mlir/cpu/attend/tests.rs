@@ -2,11 +2,13 @@
 
 use crate::graph::ir::{Bits, DType};
 use crate::kernel::Kernel;
+use crate::kernel::attend::samples::finished;
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
 use crate::mlir::jit;
 use crate::mlir::object::{self, Job, Text};
 use crate::mlir::tests::outline;
 use crate::mlir::tier::Tier;
+use crate::schedule::trial::Trial;
 
 /// Dense [b, t, kv, g, d] (g = 1 for k and v).
 fn dense(time: usize, kv: usize, g: usize, d: usize, grouped: bool) -> Strides {
@@ -70,6 +72,7 @@ fn kernel(c: Case, dtype: DType, pass: Pass) -> AttendKernel {
         k,
         v: k,
         y: q,
+        epilogue: None,
         dy,
         dq,
         dk,
@@ -232,6 +235,21 @@ fn bf16_matches_f64_on_both_tiers() {
             for c in CASES {
                 check(c, DType::Bf16, tier);
             }
+        }
+    }
+}
+
+/// Every result of an epilogue, with ragged last vectors, rows behind the end and groups.
+#[test]
+fn epilogues_match_the_interpreter() {
+    for (dtype, tier) in [(DType::F32, Tier::V3), (DType::Bf16, Tier::V3), (DType::Bf16, Tier::Avx512Bf16)] {
+        for (c, seed) in CASES.into_iter().zip(1..).filter(|_| jit::available(tier)) {
+            let c = Case { dim: if dtype == DType::F32 && c.dim == 16 { 13 } else { c.dim }, ..c };
+            let kernel = Kernel::Attend(finished(kernel(c, dtype, Pass::Forward), seed % 2 == 0));
+            let trial = Trial::new(&kernel, seed).unwrap();
+            let mut args = trial.args.clone();
+            jit::run(&kernel, tier, &mut args).unwrap();
+            trial.compare(&args).unwrap_or_else(|e| panic!("{tier:?}: {e}\n{}", kernel.text()));
         }
     }
 }

@@ -3,10 +3,12 @@
 //! *Takes* a panel of sums in scratch and where it lies in C; *gives* the effects in memory; *promises* each output element written exactly once,
 //! nothing beyond the edges touched. Values that do not vary along n are computed once per row, those that vary along neither once per panel.
 
-use super::super::super::emit::{Cmp, Elem, Emit, F32X16, I32, I32X16, Ty, V};
-use super::super::super::{elementwise, memory};
-use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
-use crate::kernel::gemm::{EpilogueArg, Gemm, Level};
+use super::super::super::elementwise;
+use super::super::super::emit::{Cmp, Elem, Emit, F32X16, I32X16, V};
+use super::super::args::Args;
+use crate::graph::ir::{Effect, EffectMode, Graph, Node, Op};
+use crate::kernel::epilogue;
+use crate::kernel::gemm::{Gemm, Level};
 
 /// Rows and columns of C that a panel of sums holds.
 #[derive(Clone, Copy)]
@@ -20,8 +22,7 @@ pub(super) struct Window<'c> {
 /// An epilogue ready to be emitted (as often as needed).
 pub(super) struct Program<'k, 'c> {
     g: &'k Gemm,
-    /// Pointers of buffers 1.. .
-    args: &'k [V<'c>],
+    args: Args<'k, 'c>,
     needed: Vec<bool>,
     levels: Vec<Level>,
 }
@@ -39,7 +40,8 @@ impl<'k, 'c> Program<'k, 'c> {
     pub(super) fn new(g: &'k Gemm, args: &'k [V<'c>]) -> Result<Self, String> {
         g.check_epilogue().map_err(|why| format!("gemm {}x{}x{}: {why}", g.m, g.n, g.k))?;
         let levels = g.epilogue.nodes.iter().map(|node| g.epilogue_level(node)).collect();
-        Ok(Program { g, args, needed: g.epilogue_needs(), levels })
+        let args = Args { body: &g.epilogue, args: &g.args, pointers: args };
+        Ok(Program { g, args, needed: epilogue::needs(&g.epilogue), levels })
     }
 
     fn body(&self) -> &'k Graph {
@@ -131,86 +133,30 @@ impl<'k, 'c> Program<'k, 'c> {
             Op::Read(buffer) if buffer.0 == 0 => e.load(spot.expect("sums vary").sums, F32X16),
             Op::Read(buffer) => match spot {
                 Some(spot) => self.load(e, buffer.0 as usize, batch, spot),
-                None => self.scalar(e, buffer.0 as usize, batch, None),
-            },
-            Op::Const(x) => match node.ty.dtype {
-                DType::I32 | DType::I8 => e.iconst(I32, x.get() as i64),
-                DType::Bool => e.iconst(Ty::of(Elem::I1), (x.get() != 0.0) as i64),
-                _ => e.fconst(Ty::of(Elem::F32), x.get()),
+                None => self.args.load(e, buffer.0 as usize, batch, None, 0),
             },
             Op::Iota(axis) => match (axis.0, spot) {
                 (0, Some(spot)) => e.truncate(spot.row, Elem::I32),
                 (1, Some(spot)) => e.add(e.splat(e.truncate(spot.col, Elem::I32), 16), e.iota(16)),
                 (axis, _) => e.truncate(batch[axis as usize - 2], Elem::I32),
             },
-            Op::Unary(op) => elementwise::unary(e, *op, arg(0)),
-            Op::Binary(op) => elementwise::binary(e, *op, arg(0), arg(1)),
-            Op::Select => e.select(arg(0), arg(1), arg(2)),
-            Op::Cast(to) => elementwise::cast(e, arg(0), *to),
-            Op::Broadcast | Op::StraightThrough | Op::StopGradient => arg(0),
-            other => unreachable!("{other:?} was refused by `new`"),
+            _ => elementwise::node(e, node, arg),
         }
     }
 
-    fn arg(&self, buffer: usize) -> (&'k EpilogueArg, DType, V<'c>) {
-        let dtype = self.body().buffers[buffer].ty.dtype;
-        (&self.g.args[buffer - 1], dtype, self.args[buffer - 1])
-    }
-
-    /// Address of the element at (batch, row, col).
-    fn address(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], row_col: Option<(V<'c>, V<'c>)>) -> V<'c> {
-        let (arg, dtype, base) = self.arg(buffer);
-        let elem = memory::storage_elem(dtype);
-        let mut terms: Vec<(V<'c>, i64)> = batch.iter().copied().zip(arg.batch.iter().copied()).collect();
-        if let Some((row, col)) = row_col {
-            terms.extend([(row, arg.m), (col, arg.n)]);
-        }
-        let mut address = e.gep_const(base, elem, arg.offset);
-        for (index, stride) in terms {
-            if stride != 0 {
-                address = e.gep(address, elem, e.mul_n(index, stride));
-            }
-        }
-        address
-    }
-
-    fn scalar(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], row_col: Option<(V<'c>, V<'c>)>) -> V<'c> {
-        let (_, dtype, _) = self.arg(buffer);
-        memory::load_scalar(e, self.address(e, buffer, batch, row_col), dtype)
-    }
-
-    /// An argument at a spot: a scalar if it does not vary along n.
+    /// An argument at a spot: one number if it does not vary along n.
     fn load(&self, e: &Emit<'c>, buffer: usize, batch: &[V<'c>], spot: &Spot<'c>) -> V<'c> {
-        let (arg, dtype, _) = self.arg(buffer);
-        let address = self.address(e, buffer, batch, Some((spot.row, spot.col)));
-        match arg.n {
-            0 => memory::load_scalar(e, address, dtype),
-            1 => memory::load(e, address, dtype, 16, spot.lanes),
-            stride => {
-                let elem = memory::storage_elem(dtype);
-                let lane = |lane| e.gep_const(address, elem, lane as i64 * stride);
-                memory::load_lanes(e, &(0..spot.lanes).map(lane).collect::<Vec<_>>(), dtype)
-            }
-        }
+        self.args.load(e, buffer, batch, Some((spot.row, spot.col)), spot.lanes)
     }
 
     fn store(&self, e: &Emit<'c>, effect: &Effect, value: V<'c>, batch: &[V<'c>], spot: &Spot<'c>) {
         let buffer = effect.buffer.0 as usize;
-        let (arg, dtype, _) = self.arg(buffer);
         let mut v = if value.ty.lanes == 0 { e.splat(value, 16) } else { value };
         if effect.mode == EffectMode::Accumulate && !self.g.accumulate {
             let old = self.load(e, buffer, batch, spot);
             v = e.add(if old.ty.lanes == 0 { e.splat(old, 16) } else { old }, v);
         }
-        let address = self.address(e, buffer, batch, Some((spot.row, spot.col)));
-        match arg.n {
-            1 => memory::store(e, v, address, dtype, spot.lanes),
-            stride => {
-                let elem = memory::storage_elem(dtype);
-                let lane = |lane| e.gep_const(address, elem, lane as i64 * stride);
-                memory::store_lanes(e, v, &(0..spot.lanes).map(lane).collect::<Vec<_>>(), dtype);
-            }
-        }
+        self.args.store(e, v, buffer, batch, Some((spot.row, spot.col)), spot.lanes);
     }
 }
 

@@ -8,6 +8,7 @@
 use std::f64::consts::{LN_2, LOG2_E};
 
 use super::documents::{Documents, tiles};
+use super::finish::finish;
 use super::parts::{Block, Element, Mask, Place, Tensor, keys_of, over_quad, pack_all};
 use crate::kernel::attend::AttendKernel;
 use crate::kernel::gpu::attend::{Order, ROWS, Shape};
@@ -22,12 +23,12 @@ const V_: usize = 1;
 pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
     let s = Shape::forward(k);
     let o = Order::queries(k, &s);
-    let parameters = if k.document { 7 } else { 5 };
-    unit.gpu_kernel(symbol, parameters, 4, s.threads(), |e, args, maps| {
+    let (parameters, maps) = (parameters(k), if k.epilogue.is_none() { 4 } else { 3 });
+    unit.gpu_kernel(symbol, parameters, maps, s.threads(), |e, args, maps| {
         let place = Place::new(e, k, &s, &o);
         let block = Block::start(e, &s, maps);
-        let documents = k.document.then(|| Documents::new(e, k, &args[5..], place.batch));
-        let (q, y) = (Tensor::q(k, maps[0]), Tensor::q(k, maps[3]));
+        let documents = k.document.then(|| Documents::new(e, k, &args[parameters - 2..], place.batch));
+        let q = Tensor::q(k, maps[0]);
         let streams = [Tensor::kv(k, maps[1]), Tensor::kv(k, maps[2])];
         block.split(
             e,
@@ -44,9 +45,19 @@ pub(super) fn emit(unit: &Unit, k: &AttendKernel, symbol: &str) {
                     vec![]
                 });
             },
-            |e, w| Softmax { k, block: &block, place: &place, documents, w }.run(e, args[4], y),
+            |e, w| Softmax { k, block: &block, place: &place, documents, w }.run(e, args, maps),
         );
     });
+}
+
+/// Pointers of the launch: q, k, v, y, the log-sum-exp, documents; with an epilogue its buffers after the log-sum-exp instead of y before.
+pub(super) fn parameters(k: &AttendKernel) -> usize {
+    k.epilogue.as_ref().map_or(5, |p| 4 + p.args.len()) + if k.document { 2 } else { 0 }
+}
+
+/// The log-sum-exp among them.
+pub(super) fn lse(k: &AttendKernel) -> usize {
+    if k.epilogue.is_none() { 4 } else { 3 }
 }
 
 /// One computing warpgroup.
@@ -66,7 +77,7 @@ pub(super) struct Rows<'c> {
 }
 
 impl<'c> Softmax<'_, 'c> {
-    fn run(&self, e: &Emit<'c>, lse: V<'c>, y: Tensor<'c>) {
+    fn run(&self, e: &Emit<'c>, args: &[V<'c>], maps: &[V<'c>]) {
         let (k, block, s) = (self.k, self.block, self.block.s);
         let n = |n: i64| e.iconst(I32, n);
         let first = e.add(self.place.row, e.mul_n(self.w, ROWS as i64));
@@ -135,8 +146,11 @@ impl<'c> Softmax<'_, 'c> {
         // A row that sees no key is zero; its log-sum-exp is minus infinity.
         let inverse = sum.map(|x| e.select(e.cmp(Cmp::Gt, x, zero), ops::recip_approx(e, x), zero));
         let values = scaled(e, &ops::unpack(e, acc), inverse);
-        log_sum_exp(e, k, (lse, self.place), (&at, first), ([rest[0], rest[1]], sum));
-        block.store(e, &[(0, values, y)], self.w, self.place);
+        log_sum_exp(e, k, (args[lse(k)], self.place), (&at, first), ([rest[0], rest[1]], sum));
+        match &k.epilogue {
+            None => block.store(e, &[(0, values, Tensor::q(k, maps[3]))], self.w, self.place),
+            Some(p) => finish(e, (k, p), &args[lse(k) + 1..], self.place, (&at, first), &values),
+        }
     }
 }
 

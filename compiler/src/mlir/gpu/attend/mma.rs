@@ -7,11 +7,12 @@
 
 use super::backward::{Columns, column, delta, probabilities, row_statistics, slopes, times};
 use super::documents::{self, Documents, tiles};
-use super::forward::{Rows, log_sum_exp, scaled, softmax};
+use super::finish::{finish, store_words};
+use super::forward::{Rows, log_sum_exp, lse, parameters, scaled, softmax};
 use super::parts::{Element, Mask, Place, keys_of, over_quad, pack_all, queries_of, unpack_all};
 use crate::kernel::attend::{AttendKernel, Pass, Strides};
 use crate::kernel::gpu::attend::{self, Order, ROWS, Shape};
-use crate::mlir::emit::{Cmp, Elem, Emit, F32, I32, Ty, Unit, V};
+use crate::mlir::emit::{Cmp, Elem, Emit, F32, I32, Unit, V};
 use crate::mlir::gpu::gemm::Quad;
 use crate::mlir::gpu::ops;
 use crate::mlir::gpu::tile::{Copier, FRAGMENT, Reader, multiply};
@@ -28,7 +29,7 @@ pub fn emit(unit: &Unit, k: &AttendKernel, symbol: &dyn Fn(&str) -> String) -> R
     match k.pass {
         Pass::Forward => {
             let threads = attend::mma::threads(&attend::mma::forward(k));
-            unit.gpu_kernel(&symbol("main"), 5 + more, 0, threads, |e, args, _| forward(e, k, args));
+            unit.gpu_kernel(&symbol("main"), parameters(k), 0, threads, |e, args, _| forward(e, k, args));
         }
         Pass::Backward => {
             let threads = attend::mma::threads(&attend::mma::backward(k));
@@ -185,19 +186,11 @@ impl<'k, 'c> Block<'k, 'c> {
             let row = e.add_n(e.add(self.first, self.at.row), 8 * half as i64);
             let inside = e.cmp(Cmp::Lt, row, n(self.k.time));
             let line = e.gep(t.row(e, row), Elem::Bf16, column);
-            for span in 0..self.k.dim.div_ceil(32) {
-                let word = |j: usize| {
-                    let at = 4 * (4 * span + j) + 2 * half;
-                    ops::pack_bf16(e, values[at], values[at + 1])
-                };
-                let words = quad.transpose(e, [0, 1, 2, 3].map(word));
-                let words = e.op1("vector.from_elements", &words, Ty::vec(4, Elem::I32), &[]);
-                let exists = match self.k.dim % 32 {
-                    0 => inside,
-                    _ => e.and(inside, e.cmp(Cmp::Lt, e.add_n(column, 32 * span as i64), n(self.k.dim))),
-                };
-                e.when(exists, |e| e.store_aligned(words, e.gep_const(line, Elem::Bf16, 32 * span as i64), 16));
-            }
+            let word = |pair: usize| {
+                let at = 4 * pair + 2 * half;
+                ops::pack_bf16(e, values[at], values[at + 1])
+            };
+            store_words(e, quad, line, (inside, self.k.dim), word);
         }
     }
 }
@@ -263,7 +256,7 @@ impl<'k, 'c> Walk<'k, 'c> {
 fn forward<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let s = attend::mma::forward(k);
     let n = |n: i64| e.iconst(I32, n);
-    let walk = Walk::start(e, k, s, args, (&[(0, &k.q)], 1, 5));
+    let walk = Walk::start(e, k, s, args, (&[(0, &k.q)], 1, args.len() - 2));
     let (block, place, steps) = (&walk.block, &walk.place, walk.steps);
     ops::copy_wait(e, 0);
     ops::barrier(e);
@@ -285,8 +278,12 @@ fn forward<'c>(e: &Emit<'c>, k: &AttendKernel, args: &[V<'c>]) {
     let sum = [rows[2], rows[3]].map(|x| over_quad(e, x, |a, b| e.add(a, b)));
     // A row that sees no key is zero; its log-sum-exp is minus infinity.
     let inverse = sum.map(|x| e.select(e.cmp(Cmp::Gt, x, zero), ops::recip_approx(e, x), zero));
-    log_sum_exp(e, k, (args[4], place), (&block.at, block.first), ([rows[0], rows[1]], sum));
-    block.store(e, &scaled(e, sums, inverse), &Tensor::new(e, args[3], &k.y, place));
+    log_sum_exp(e, k, (args[lse(k)], place), (&block.at, block.first), ([rows[0], rows[1]], sum));
+    let values = scaled(e, sums, inverse);
+    match &k.epilogue {
+        None => block.store(e, &values, &Tensor::new(e, args[3], &k.y, place)),
+        Some(p) => finish(e, (k, p), &args[lse(k) + 1..], place, (&block.at, block.first), &values),
+    }
 }
 
 /// Gradients of keys and values: scores are made transposed, keys are rows.

@@ -12,6 +12,7 @@
 
 mod backward;
 mod documents;
+mod finish;
 mod forward;
 pub mod mma;
 mod parts;

@@ -10,9 +10,10 @@
 use super::scaled;
 use super::sums::Quad;
 use crate::graph::ir::{DType, Effect, EffectMode, Graph, Node, Op};
-use crate::kernel::gemm::{EpilogueArg, Gemm, Level};
+use crate::kernel::epilogue::{self, EpilogueArg};
+use crate::kernel::gemm::{Gemm, Level};
 use crate::kernel::gpu::gemm::VECTOR;
-use crate::mlir::emit::{Elem, Emit, F32, I1, I32, Ty, V};
+use crate::mlir::emit::{Elem, Emit, I32, Ty, V};
 use crate::mlir::{elementwise, memory};
 
 const LANES: u32 = VECTOR as u32;
@@ -77,7 +78,7 @@ impl<'k, 'c> Program<'k, 'c> {
     /// The program of a description that [`crate::kernel::gpu::gemm::check`] takes.
     pub(super) fn new(g: &'k Gemm, args: &'k [V<'c>]) -> Self {
         let levels = g.epilogue.nodes.iter().map(|node| g.epilogue_level(node)).collect();
-        Program { g, args, needed: g.epilogue_needs(), levels }
+        Program { g, args, needed: epilogue::needs(&g.epilogue), levels }
     }
 
     fn body(&self) -> &'k Graph {
@@ -202,11 +203,6 @@ impl<'k, 'c> Program<'k, 'c> {
         match &node.op {
             Op::Read(buffer) if buffer.0 == 0 => spot.vector.expect("sums vary").sums,
             Op::Read(buffer) => self.load(e, buffer.0 as usize, spot),
-            Op::Const(x) => match node.ty.dtype {
-                DType::I32 | DType::I8 => e.iconst(I32, x.get() as i64),
-                DType::Bool => e.iconst(I1, (x.get() != 0.0) as i64),
-                _ => e.fconst(F32, x.get()),
-            },
             Op::Iota(axis) => match axis.0 {
                 0 => spot.row.expect("m is known in a row"),
                 1 => {
@@ -218,12 +214,7 @@ impl<'k, 'c> Program<'k, 'c> {
                 }
                 axis => spot.batch[axis as usize - 2],
             },
-            Op::Unary(op) => elementwise::unary(e, *op, arg(0)),
-            Op::Binary(op) => elementwise::binary(e, *op, arg(0), arg(1)),
-            Op::Select => e.select(arg(0), arg(1), arg(2)),
-            Op::Cast(to) => elementwise::cast(e, arg(0), *to),
-            Op::Broadcast | Op::StraightThrough | Op::StopGradient => arg(0),
-            other => unreachable!("{other:?} was refused by `check`"),
+            _ => elementwise::node(e, node, arg),
         }
     }
 
