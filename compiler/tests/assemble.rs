@@ -86,7 +86,7 @@ fn spills(kernel: &Kernel, entry: &str, blocks: u32) -> u32 {
         // One block per step, which updates all small parameters of the program in a row (three kernels).
         (Kernel::Row(_), _) if blocks == 1 => 3000,
         // Three blocks share a multiprocessor: a few values of the longest rows stay in its first-level cache.
-        (Kernel::Row(_), _) => 100,
+        (Kernel::Row(_), _) => 128,
         _ => 0,
     }
 }

@@ -334,15 +334,15 @@ fn packing(m: &Model, name: &str) -> (Graph, Option<InverseFactor>) {
 
 /// What the graph of a quantiser gives on the interpreter and on the emulated GPU.
 fn packed(g: &Graph, inputs: &Contents) -> Vec<(&'static str, Contents)> {
-    let mut all = vec![("interpreter", interpret(g, inputs).unwrap())];
+    let all = vec![("interpreter", interpret(g, inputs).unwrap())];
     #[cfg(feature = "mlir")]
-    {
+    let all = {
         use golf_compiler::{emulate, kernel::Target, kernel::gpu::Arch, schedule};
         let options = schedule::Options { target: Target::Gpu(Arch::Sm90a), ..Default::default() };
         let s = schedule::schedule_with(g, &options).unwrap();
         let gpu = emulate::graph(&s, Arch::Sm90a, inputs, &emulate::Options::default());
-        all.push(("emulated GPU", gpu.unwrap_or_else(|e| panic!("{e}"))));
-    }
+        [all, vec![("emulated GPU", gpu.unwrap_or_else(|e| panic!("{e}")))]].concat()
+    };
     all
 }
 

@@ -39,6 +39,7 @@ mod tests;
 pub mod trial;
 
 use crate::graph::ir::{BufferId, DType, Graph, NodeId};
+use crate::graph::rewrite;
 use crate::kernel::{Kernel, Target};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -137,6 +138,9 @@ type Taken = std::sync::Mutex<BTreeSet<String>>;
 
 /// [`schedule_with`], with a memory of what emitters take.
 fn checked(graph: &Graph, options: &Options, taken: &Taken) -> Result<Scheduled, Error> {
+    // On the CPU the gradient of a parameter is one chain of sums over all micro-batches, which a scale around it would break.
+    let unscaled = (options.target != Target::Cpu).then(|| rewrite::unscale(graph));
+    let graph = unscaled.as_ref().unwrap_or(graph);
     let mut options = *options;
     // Attention that stays alone, and why.
     let mut plain = BTreeMap::new();

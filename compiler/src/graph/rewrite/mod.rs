@@ -8,9 +8,12 @@
 
 mod arithmetic;
 mod moves;
+mod scales;
 mod sums;
 #[cfg(test)]
 mod tests;
+
+pub use scales::unscale;
 
 use super::build::Builder;
 use super::fold::{dead_code, fold, keep, rebuild};

@@ -4,11 +4,12 @@ use super::{compare, contents, families, listing, same};
 use crate::autodiff;
 use crate::graph::build::Builder;
 use crate::graph::interpret::interpret;
-use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, Bits, BufferKind, DType, Graph, NodeId, Op};
+use crate::graph::ir::{Attend, AxisId, AxisRole, Binary, Bits, BufferKind, DType, Graph, Node, NodeId, Op, Reduce};
 use crate::graph::{fold, rewrite};
-use crate::kernel::Kernel;
+use crate::kernel::gpu::Arch;
+use crate::kernel::{Kernel, Target};
 use crate::schedule::prepare::is_move;
-use crate::schedule::{Scheduled, schedule};
+use crate::schedule::{Options, Scheduled, schedule, schedule_with};
 
 /// Sizes of a model with every technique of models/vrl11.golf.
 #[derive(Clone, Copy)]
@@ -382,11 +383,45 @@ fn training_gives_the_interpreters_gradients() {
 
 #[test]
 fn training_in_bf16_is_near() {
-    let g = Model::micro(TINY, DType::Bf16);
+    // A GPU takes heads of 16, and moves scales where there are many rows.
+    let gpu = Size { dim: 64, ..MANY_ROWS };
+    for (size, target) in [(TINY, Target::Cpu), (gpu, Target::Gpu(Arch::Sm90a))] {
+        let g = Model::micro(size, DType::Bf16);
+        let inputs = contents(&g, &[("tokens", 50), ("targets", 50)]);
+        let expected = interpret(&g, &inputs).unwrap();
+        let s = schedule_with(&g, &Options { target, ..Options::default() }).unwrap();
+        compare(&g, &s, &inputs, &expected, 0.15);
+    }
+}
+
+/// A size at which activations are large beside parameters.
+const MANY_ROWS: Size = Size { rows: 16, layers: 2, ..TINY };
+
+/// The scales of a block's two results and the results themselves are not read again in its backward pass: on a GPU, where the gradient of a parameter need not be one
+/// chain of sums.
+#[test]
+fn scales_leave_the_backward_pass_of_a_gpu() {
+    let g = Model::micro(MANY_ROWS, DType::F32);
+    let rows = rewrite::unscale(&g);
+    let products = |g: &Graph| g.nodes.iter().filter(|n| matches!(n.op, Op::Dot(_))).count();
+    assert_eq!(products(&rows), products(&g));
+    let sums = |g: &Graph| g.nodes.iter().filter(|n| column_sum(g, n)).count();
+    assert_eq!(sums(&rows) + 2 * MANY_ROWS.layers, sums(&g));
     let inputs = contents(&g, &[("tokens", 50), ("targets", 50)]);
-    let expected = interpret(&g, &inputs).unwrap();
-    let s = schedule(&g).unwrap();
-    compare(&g, &s, &inputs, &expected, 0.15);
+    let (before, after) = (interpret(&g, &inputs).unwrap(), interpret(&rows, &inputs).unwrap());
+    for effect in &g.effects {
+        let name = &g.buffers[effect.buffer.0 as usize].name;
+        let largest = before[name].data.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        for (a, b) in before[name].data.iter().zip(&after[name].data) {
+            assert!((a - b).abs() <= 1e-9 * largest, "{name}: {a} {b}");
+        }
+    }
+}
+
+/// A sum over all rows of a batch.
+fn column_sum(g: &Graph, n: &Node) -> bool {
+    let role = |a: &AxisId| g.axes[a.0 as usize].role;
+    matches!(&n.op, Op::Reduce(Reduce::Sum, over) if [AxisRole::Batch, AxisRole::Time].iter().all(|r| over.iter().any(|a| role(a) == *r)))
 }
 
 /// Steps between one attention kernel and the next, and between the backward ones: what a block costs.
