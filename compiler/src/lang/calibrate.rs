@@ -183,7 +183,6 @@ impl<'p> Evaluator<'p, '_> {
             );
             return Err(self.error(d.hint("remove it, or name such a quantizer in a rule")));
         }
-        // In the order of declaration, whatever the order of the rules.
         if failed { Err(Reported) } else { Ok(out) }
     }
 

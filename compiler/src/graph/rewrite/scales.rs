@@ -76,7 +76,8 @@ fn goes(g: &Graph, dot: &Node, (x, s): (NodeId, NodeId), other: NodeId) -> Optio
     }
 }
 
-/// Scaled values that nothing but contractions reads, all of which can do without the scale.
+/// Scaled values that nothing but contractions reads, all of which can do without the scale. Where the unscaled value has no other reader, or the scale is one number,
+/// it costs nothing where the value is made.
 fn scaled(g: &Graph) -> BTreeSet<NodeId> {
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); g.nodes.len()];
     for (i, node) in g.nodes.iter().enumerate() {
@@ -84,15 +85,17 @@ fn scaled(g: &Graph) -> BTreeSet<NodeId> {
     }
     let written: BTreeSet<NodeId> = g.effects.iter().map(|e| e.value).collect();
     let mut found = BTreeSet::new();
-    for (i, users) in users.iter().enumerate() {
+    for (i, of) in users.iter().enumerate() {
         let id = NodeId(i as u32);
-        let Some(parts) = factors(g, id).filter(|_| !users.is_empty() && !written.contains(&id)) else { continue };
+        let read = !of.is_empty() && !written.contains(&id);
+        let worth = |(x, s): &(NodeId, NodeId)| read && users[x.0 as usize].len() > 1 && !axes(g, *s).is_empty();
+        let Some(parts) = factors(g, id).filter(worth) else { continue };
         let fine = |user: &usize| {
             let node = &g.nodes[*user];
             let other = node.args.iter().find(|x| **x != id);
             other.is_some_and(|other| !found.contains(other) && goes(g, node, parts, *other).is_some())
         };
-        if users.iter().all(fine) {
+        if of.iter().all(fine) {
             found.insert(id);
         }
     }
@@ -235,6 +238,33 @@ mod tests {
         let rows = |n: &Node| matches!(&n.op, Op::Reduce(_, over) if numel(&new, over) == 40);
         assert!(!new.nodes.iter().any(rows), "the derivative of s is no sum over rows");
         assert_eq!(unscale(&new), new);
+    }
+
+    /// `0.5 x` and `t x`, where nothing else reads x.
+    #[test]
+    fn scales_that_cost_nothing_stay() {
+        for scale in [None, Some("t")] {
+            let mut b = Builder::new("g", DType::F32);
+            let [r, d, k] = [("r", 40), ("d", 3), ("k", 2)].map(|(name, n)| b.axis(name, n, AxisRole::Plain).unwrap());
+            let mut read = |name: &str, axes: &[AxisId]| {
+                let buffer = b.buffer(name, DType::F32, axes, BufferKind::Input).unwrap();
+                b.read(buffer).unwrap()
+            };
+            let (x, w, t) = (read("x", &[r, d]), read("w", &[k, d]), read("t", &[d]));
+            let scale = if scale.is_some() { t } else { b.constant(0.5) };
+            let scaled = b.mul(x, scale).unwrap();
+            let y = b.dot(scaled, w, &[d]).unwrap();
+            let mut all = vec![y];
+            if scale != t {
+                all.push(b.dot(x, w, &[d]).unwrap());
+            }
+            for (i, y) in all.into_iter().enumerate() {
+                let out = b.buffer(&format!("out{i}"), DType::F32, &[r, k], BufferKind::Output).unwrap();
+                b.assign(out, y).unwrap();
+            }
+            let g = b.finish();
+            assert_eq!(unscale(&g), dead_code(&g));
+        }
     }
 
     #[test]
