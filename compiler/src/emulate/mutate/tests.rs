@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::ir::DType;
-use crate::kernel::attend::Pass;
+use crate::kernel::attend::{Pass, samples};
 use crate::kernel::gpu::gemm::{Cut, TILES};
 use crate::mlir::gpu::attend::tests::{Case, kernel};
 use crate::mlir::gpu::gemm::tests::gemm;
@@ -30,10 +30,15 @@ fn contraction(tile: usize, step: usize) -> Survey {
     report(&format!("contraction, {t}"), &Kernel::Gemm(g), step)
 }
 
-/// Attention long enough to go around every ring.
-fn attention(pass: Pass, dim: usize, step: usize) -> Survey {
+/// Attention long enough to go around every ring; `finished`: with an epilogue.
+fn attention(pass: Pass, dim: usize, finished: bool) -> Survey {
     let c = Case { batch: 1, time: 650, kv: 1, group: 1, dim, causal: true, window: None, document: false };
-    report(&format!("attention, {pass:?}, head {dim}").to_lowercase(), &kernel(c, pass), step)
+    let name = format!("attention, {pass:?}, head {dim}{}", if finished { ", with an epilogue" } else { "" });
+    let kernel = match kernel(c, pass) {
+        Kernel::Attend(k) if finished => Kernel::Attend(samples::finished(k, true)),
+        kernel => kernel,
+    };
+    report(&name.to_lowercase(), &kernel, 1)
 }
 
 #[test]
@@ -55,8 +60,8 @@ fn whole_survey_contractions() {
 #[ignore = "minutes: make test-long"]
 fn whole_survey_attention() {
     for dim in [64, 128] {
-        for pass in [Pass::Forward, Pass::Backward] {
-            let found = attention(pass, dim, 1);
+        for (pass, finished) in [(Pass::Forward, false), (Pass::Forward, true), (Pass::Backward, false)] {
+            let found = attention(pass, dim, finished);
             assert!(found.share() >= SHARE, "{found:#?}");
         }
     }
