@@ -42,8 +42,9 @@ impl Tolerance {
             (_, DType::I32 | DType::I8 | DType::Bool) => 0.0,
             // Tensor cores add in f32 with truncation; 1e-4 is far below a dropped or doubled product.
             (Kernel::Gemm(_), _) => 1e-4,
-            // Probabilities and score gradients are rounded to bf16 between the two products; where a row sees few keys its values are far above the rms.
-            (Kernel::Attend(a), _) if a.dtype == DType::Bf16 && a.pass == Pass::Backward => 4e-2,
+            // Probabilities and score gradients are rounded to bf16 between the two products; where a row sees few keys its values are far above the rms. The
+            // largest of 80,000 such errors is 2.5 to 4.5% of the rms (T=650, heads of 64 and 128, six sets of arguments).
+            (Kernel::Attend(a), _) if a.dtype == DType::Bf16 && a.pass == Pass::Backward => 5e-2,
             // The log-sum-exp: sums of exact products, in f32.
             (Kernel::Attend(a), _) if a.dtype == DType::Bf16 && a.lse() == arg => 3e-5,
             (Kernel::Attend(a), _) if a.dtype == DType::Bf16 => 2e-2,
