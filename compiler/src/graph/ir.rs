@@ -360,3 +360,18 @@ pub struct Graph {
     /// Values of `Const` buffers, row-major, by buffer (absent: not a constant).
     pub constants: std::collections::BTreeMap<BufferId, Vec<f64>>,
 }
+
+/// Number of positions of an axis.
+pub fn size(g: &Graph, axis: AxisId) -> usize {
+    g.axes[axis.0 as usize].size
+}
+
+/// Number of elements over some axes.
+pub fn numel(g: &Graph, axes: &[AxisId]) -> usize {
+    axes.iter().map(|a| size(g, *a)).product()
+}
+
+/// Axes of a node.
+pub fn axes(g: &Graph, n: NodeId) -> &[AxisId] {
+    &g.nodes[n.0 as usize].ty.axes
+}

@@ -241,6 +241,20 @@ impl Kernel {
     }
 }
 
+/// Ops that are kernels of their own, whatever else is fused to them: no row kernel computes them, and their operands lie in memory.
+pub fn is_own_kernel(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Dot(_)
+            | Op::ScatterAdd(_)
+            | Op::Attend(_)
+            | Op::AttendLse(_)
+            | Op::AttendGrad(..)
+            | Op::Quantile(..)
+            | Op::FeedbackRound { .. }
+    )
+}
+
 /// How a fused body uses each of its buffers.
 fn body_accesses(body: &Graph) -> Vec<Access> {
     let mut read = vec![false; body.buffers.len()];

@@ -37,7 +37,7 @@ pub mod trial;
 pub mod values;
 mod views;
 
-use super::{Launch, LaunchArg};
+use super::{Launch, LaunchArg, is_own_kernel};
 use crate::graph::ir::{AxisId, BufferId, EffectMode, Graph, Op};
 
 /// How an argument is addressed.
@@ -136,13 +136,7 @@ impl Row {
                         return Err(format!("%{i} gathers from no table or with no row index"));
                     }
                 }
-                Op::Dot(_)
-                | Op::ScatterAdd(_)
-                | Op::Attend(_)
-                | Op::AttendLse(_)
-                | Op::AttendGrad(..)
-                | Op::Quantile(..)
-                | Op::FeedbackRound { .. } => {
+                op if is_own_kernel(op) => {
                     return Err(format!("%{i} is no row work"));
                 }
                 _ => {}

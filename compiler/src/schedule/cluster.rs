@@ -7,6 +7,7 @@ use super::contract::{Digit, Digits, Frame, Place, Space};
 use super::layout::{View, axes, buffer_of, numel, size};
 use super::prepare::{Prepared, is_move};
 use crate::graph::ir::{AxisId, Graph, NodeId, Op};
+use crate::kernel::is_own_kernel;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a cluster will become.
@@ -404,13 +405,7 @@ pub(super) fn row_legal(g: &Graph, n: NodeId, outer: &[AxisId]) -> Result<(), St
         Op::Random { .. } if node.ty.axes.get(..outer.len()) != Some(outer) => {
             Err("counts its elements across the rows".to_string())
         }
-        Op::Dot(_)
-        | Op::ScatterAdd(_)
-        | Op::Attend(_)
-        | Op::AttendLse(_)
-        | Op::AttendGrad(..)
-        | Op::Quantile(..)
-        | Op::FeedbackRound { .. } => Err("is a kernel of its own".to_string()),
+        op if is_own_kernel(op) => Err("is a kernel of its own".to_string()),
         _ => Ok(()),
     }
 }

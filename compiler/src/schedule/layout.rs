@@ -4,6 +4,7 @@
 //! rename, slice, index), the strides into the value they look at; *promises* that every answer depends on the graph only.
 
 use crate::graph::ir::{AxisId, AxisRole, BufferId, DType, Graph, NodeId, Op};
+pub(super) use crate::graph::ir::{axes, numel, size};
 use std::collections::BTreeMap;
 
 /// A strided look at a base value (a `Read`, or a value that some kernel stores densely in its [`Layouts::order`]).
@@ -33,24 +34,9 @@ pub(super) struct Layouts {
     pub storage: BTreeMap<NodeId, DType>,
 }
 
-/// Number of positions of an axis.
-pub(super) fn size(g: &Graph, axis: AxisId) -> usize {
-    g.axes[axis.0 as usize].size
-}
-
-/// Number of elements over some axes.
-pub(super) fn numel(g: &Graph, axes: &[AxisId]) -> usize {
-    axes.iter().map(|a| size(g, *a)).product()
-}
-
 /// True for batch and time axes.
 pub(super) fn is_role(g: &Graph, axis: AxisId) -> bool {
     g.axes[axis.0 as usize].role != AxisRole::Plain
-}
-
-/// Axes of a node.
-pub(super) fn axes(g: &Graph, n: NodeId) -> &[AxisId] {
-    &g.nodes[n.0 as usize].ty.axes
 }
 
 /// Row-major strides of axes in this order.

@@ -12,7 +12,7 @@
 
 use crate::graph::build::{Builder, Made};
 use crate::graph::fold::{dead_code, keep, rebuild};
-use crate::graph::ir::{AxisId, Binary, Graph, Node, NodeId, Op, Reduce};
+use crate::graph::ir::{AxisId, Binary, Graph, Node, NodeId, Op, Reduce, axes, numel};
 use std::collections::BTreeSet;
 
 /// One value is small beside another with this many times its elements.
@@ -36,14 +36,6 @@ fn is_dot(node: &Node) -> bool {
     matches!(node.op, Op::Dot(_))
 }
 
-fn axes(g: &Graph, n: NodeId) -> &[AxisId] {
-    &g.nodes[n.0 as usize].ty.axes
-}
-
-fn numel(g: &Graph, axes: &[AxisId]) -> usize {
-    axes.iter().map(|a| g.axes[a.0 as usize].size).product()
-}
-
 fn within(a: &[AxisId], b: &[AxisId]) -> bool {
     a.iter().all(|x| b.contains(x))
 }
@@ -65,7 +57,7 @@ enum Goes {
 /// Where scale `s` of `x` goes, which a contraction multiplies with `other`; `None`: nowhere where it is less work.
 fn goes(g: &Graph, dot: &Node, (x, s): (NodeId, NodeId), other: NodeId) -> Option<Goes> {
     let Op::Dot(over) = &dot.op else { return None };
-    let small = |axes: &[AxisId]| numel(g, axes) * SMALL <= numel(g, &g.nodes[x.0 as usize].ty.axes);
+    let small = |few: &[AxisId]| numel(g, few) * SMALL <= numel(g, axes(g, x));
     let s = axes(g, s);
     if within(s, axes(g, other)) && small(axes(g, other)) {
         Some(Goes::Operand)

@@ -19,6 +19,7 @@ use super::contract;
 use super::layout::{axes, buffer_of, is_role};
 use super::prepare::{Prepared, is_move};
 use crate::graph::ir::{Graph, NodeId, Op, Reduce};
+use crate::kernel::is_own_kernel;
 use reach::Reach;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,14 +92,8 @@ fn stored(p: &Prepared) -> BTreeSet<NodeId> {
     let g = &p.graph;
     let mut out = BTreeSet::new();
     for node in &g.nodes {
-        let operands = match node.op {
-            Op::Dot(_)
-            | Op::ScatterAdd(_)
-            | Op::Attend(_)
-            | Op::AttendLse(_)
-            | Op::AttendGrad(..)
-            | Op::Quantile(..)
-            | Op::FeedbackRound { .. } => &node.args[..],
+        let operands = match &node.op {
+            op if is_own_kernel(op) => &node.args[..],
             Op::Shift(..) | Op::Gather(_) => &node.args[..1],
             _ => &[],
         };
